@@ -1,0 +1,96 @@
+// Package v1alpha1 holds Atoll's API types of group atoll.dev.
+package v1alpha1
+
+// GroupVersion of every type in this package.
+const GroupVersion = "atoll.dev/v1alpha1"
+
+// SphereletKind is the kind of a spherelet's configuration file.
+const SphereletKind = "SphereletConfiguration"
+
+// SphereletConfiguration configures one spherelet: one node. It is read
+// strictly: an unknown key is an error that names it.
+type SphereletConfiguration struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+
+	// NodeName is the Node's name; default: the host's name.
+	NodeName string `json:"nodeName,omitempty"`
+	// NodeIP is the address the node registers and serves on; default: the
+	// address of the default route's interface.
+	NodeIP string `json:"nodeIP,omitempty"`
+	// DataDir holds everything that outlives a restart: images, disks, pod
+	// state, certificates. Required.
+	DataDir string `json:"dataDir"`
+	// RunDir holds sockets; short, because unix socket paths end at 107
+	// bytes. Default: /run/atoll/<hash of DataDir>.
+	RunDir string `json:"runDir,omitempty"`
+	// Kubeconfig is the node's own; written by TLS bootstrap when missing.
+	// Default: DataDir/kubeconfig.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// BootstrapKubeconfig carries the bootstrap token of a node that joins.
+	BootstrapKubeconfig string `json:"bootstrapKubeconfig,omitempty"`
+	// ClientCAFile verifies clients of the node's API. Required.
+	ClientCAFile string `json:"clientCAFile"`
+	// Port of the kubelet API (default 10250) and HealthPort of /healthz and
+	// /metrics on loopback (default 10248; -1 switches it off).
+	Port       int32 `json:"port,omitempty"`
+	HealthPort int32 `json:"healthPort,omitempty"`
+	// ClusterDNS and ClusterDomain are what pods resolve with.
+	ClusterDNS    []string `json:"clusterDNS,omitempty"`
+	ClusterDomain string   `json:"clusterDomain,omitempty"`
+	// MaxPods on this node, 1 to 1000; default 250.
+	MaxPods int32 `json:"maxPods,omitempty"`
+	// Labels and Taints with which the node registers.
+	Labels map[string]string `json:"labels,omitempty"`
+	Taints []string          `json:"taints,omitempty"`
+	// NetworkNamespace (a path or a name under /run/netns) that the process
+	// enters first; empty: stays where it was started.
+	NetworkNamespace string `json:"networkNamespace,omitempty"`
+
+	// KubeProxy serves Services on this node; default true.
+	KubeProxy *bool `json:"kubeProxy,omitempty"`
+	// ClusterCIDR is the range of all pods, for kube-proxy.
+	ClusterCIDR string `json:"clusterCIDR,omitempty"`
+
+	// KubeReserved and SystemReserved are kept from pods, as the kubelet's
+	// settings of the same names ("cpu", "memory", "ephemeral-storage").
+	KubeReserved   map[string]string `json:"kubeReserved,omitempty"`
+	SystemReserved map[string]string `json:"systemReserved,omitempty"`
+	// EvictionHard, as the kubelet's ("memory.available": "100Mi").
+	EvictionHard map[string]string `json:"evictionHard,omitempty"`
+
+	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
+	Images     ImagesConfiguration     `json:"images,omitempty"`
+
+	// LogLevel is debug, info (default), warn or error; KubeletVerbosity is
+	// upstream's -v, 0 to 10.
+	LogLevel         string `json:"logLevel,omitempty"`
+	KubeletVerbosity int32  `json:"kubeletVerbosity,omitempty"`
+}
+
+// HypervisorConfiguration says how pod VMs are run on this host.
+type HypervisorConfiguration struct {
+	// QEMU is the emulator; default: qemu-system-x86_64 in PATH.
+	QEMU string `json:"qemu,omitempty"`
+	// Accelerator is "auto" (default: KVM when the probe finds it usable,
+	// else TCG), "kvm" or "tcg".
+	Accelerator string `json:"accelerator,omitempty"`
+	// Guest is the directory with kernel and initramfs as `make guest` lays
+	// it out. Required.
+	Guest string `json:"guest,omitempty"`
+	// User runs QEMU, with its own gid; default "atoll-qemu" if that user
+	// exists, else a numeric id that owns nothing else.
+	User string `json:"user,omitempty"`
+	// EphemeralDefault is the size of a pod's writable disk when the pod sets
+	// no ephemeral-storage limit, as a quantity; default "10Gi".
+	EphemeralDefault string `json:"ephemeralDefault,omitempty"`
+}
+
+// ImagesConfiguration says where images come from.
+type ImagesConfiguration struct {
+	// HostsDir has hosts.toml files, one directory a registry, as containerd
+	// reads them from /etc/containerd/certs.d.
+	HostsDir string `json:"hostsDir,omitempty"`
+	// MaxConcurrentDownloads of layers; default 3.
+	MaxConcurrentDownloads int `json:"maxConcurrentDownloads,omitempty"`
+}

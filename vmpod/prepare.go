@@ -1,0 +1,34 @@
+package vmpod
+
+import "context"
+
+// A Hint is what the whole Pod says about its coming VM. CRI carries too
+// little to size one (no memory requests, no volumes, no images), so
+// spherelet sends it at admission, long before RunPodSandbox, and the runtime
+// starts everything that can be started. Without a hint (crictl, a stock
+// kubelet) the runtime works from CRI alone.
+type Hint struct {
+	Owner Owner `json:"owner"`
+	// CPUs and Memory are the VM's size, overhead included (see package
+	// spherelet/resources for the arithmetic).
+	CPUs   int   `json:"cpus"`
+	Memory int64 `json:"memory"`
+	// EphemeralBytes is the size of the pod's writable disk.
+	EphemeralBytes int64 `json:"ephemeralBytes"`
+	// Pool is where the VM is accounted: QoS class or resource pool.
+	Pool string `json:"pool,omitempty"`
+	// Images are the references of all containers of the pod.
+	Images []string `json:"images,omitempty"`
+	// HostNetwork and the like never appear: such pods are refused before.
+}
+
+// A Preparer starts work for a pod whose sandbox will be asked for soon.
+type Preparer interface {
+	// Prepare records the hint and returns at once; the work goes on behind
+	// it and RunPodSandbox joins it. Calling it again with the same pod UID
+	// replaces a hint that has not been used yet.
+	Prepare(ctx context.Context, hint Hint) error
+	// Forget drops a preparation that no sandbox will use, with all that was
+	// made for it. Forgetting what is unknown or in use does nothing.
+	Forget(ctx context.Context, podUID string) error
+}

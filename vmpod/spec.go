@@ -1,0 +1,105 @@
+package vmpod
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// An ID names one pod VM on every hypervisor: the pod's UID and the sandbox
+// attempt. A second sandbox of the same pod may stand beside the first while
+// that one is being removed, so the attempt is part of the identity.
+type ID struct {
+	PodUID  string `json:"podUID"`
+	Attempt uint32 `json:"attempt"`
+}
+
+// UUID is the machine's UUID (SMBIOS, instanceUuid on vSphere). Attempt 0 of a
+// pod whose UID is a UUID uses that UID itself; everything else is a UUIDv5 of
+// both parts, so a second launch of the same ID always finds the first.
+func (id ID) UUID() uuid.UUID {
+	u, err := uuid.Parse(id.PodUID)
+	if err == nil && id.Attempt == 0 {
+		return u
+	}
+	if err != nil {
+		u = uuid.NewSHA1(uuid.NameSpaceOID, []byte("atoll.dev/pod/"+id.PodUID))
+	}
+	return uuid.NewSHA1(u, []byte(strconv.FormatUint(uint64(id.Attempt), 10)))
+}
+
+// String is the form used in file names and logs: "<pod UID>_<attempt>".
+func (id ID) String() string { return fmt.Sprintf("%s_%d", id.PodUID, id.Attempt) }
+
+// ParseID is the inverse of ID.String.
+func ParseID(s string) (ID, error) {
+	i := strings.LastIndexByte(s, '_')
+	if i <= 0 {
+		return ID{}, fmt.Errorf("pod VM id %q: want <pod UID>_<attempt>", s)
+	}
+	n, err := strconv.ParseUint(s[i+1:], 10, 32)
+	if err != nil {
+		return ID{}, fmt.Errorf("pod VM id %q: attempt: %w", s, err)
+	}
+	return ID{PodUID: s[:i], Attempt: uint32(n)}, nil
+}
+
+// An Owner says for whom a VM runs. Drivers write it onto the VM so that an
+// admin who meets the VM can tell, and so that List can rebuild it.
+type Owner struct {
+	PodUID    string `json:"podUID"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+// A Spec is everything a driver must know to start one pod VM, and nothing
+// about how. Drivers never modify it.
+type Spec struct {
+	ID    ID    `json:"id"`
+	Owner Owner `json:"owner"`
+	// CPUs is the number of virtual CPUs, at least 1.
+	CPUs int `json:"cpus"`
+	// Memory is the VM's RAM in bytes, what containers may use plus the
+	// guest's own share (Overhead). Drivers round it up to whole MiB.
+	Memory int64 `json:"memory"`
+	// Disks in the order in which the guest sees them at boot.
+	Disks []Disk `json:"disks,omitempty"`
+	NICs  []NIC  `json:"nics,omitempty"`
+	// Pool groups VMs: a cgroup path on KVM, a resource pool on vSphere.
+	Pool string `json:"pool,omitempty"`
+}
+
+// A Disk is a raw block device file (or VMDK descriptor) shown to the guest
+// as a virtio disk. The guest finds it under its ID (the device's serial).
+type Disk struct {
+	// ID is unique within the VM: 1 to 20 characters of [a-z0-9-], as
+	// virtio-blk's serial allows.
+	ID string `json:"id"`
+	// Path is absolute on the host.
+	Path string `json:"path"`
+	// Format is "raw" (the default when empty) or "vmdk".
+	Format string `json:"format,omitempty"`
+	// ReadOnly is enforced at the device: the guest cannot write.
+	ReadOnly bool `json:"readOnly,omitempty"`
+}
+
+// A NIC is one network interface. The host side (a persistent tap) exists
+// before Launch and is owned by netplugin.
+type NIC struct {
+	// ID is unique within the VM: 1 to 20 characters of [a-z0-9-].
+	ID  string           `json:"id"`
+	MAC net.HardwareAddr `json:"mac"`
+	// Tap is the name of the host's tap interface in the network namespace
+	// of the driver's process.
+	Tap string `json:"tap"`
+	MTU int    `json:"mtu"`
+}
+
+// A Device is what a Plugger adds or removes: exactly one field is set.
+type Device struct {
+	Disk *Disk
+	NIC  *NIC
+}
