@@ -1,0 +1,102 @@
+# Atoll: build, run and test. `make help` lists the targets.
+#
+# Everything is built from source by Go; the only things taken from the
+# distribution are the packages that deploy/deps.sh names.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+# A tagged commit is a release and says so; everything else is the version
+# under development. The commit is left out on purpose: it would relink some
+# 400 MB of binaries at each commit.
+VERSION ?= $(shell git describe --tags --exact-match 2>/dev/null || echo v0.1.0-dev)
+KUBE    := v1.36.3
+CRITOOLS := v1.36.0
+
+# What `kubectl version` and the Node's kubeletVersion report.
+KUBE_STAMP := $(KUBE)+atoll.$(patsubst v%,%,$(VERSION))
+stamp = -X $(1).gitVersion=$(KUBE_STAMP) -X $(1).gitMajor=1 -X $(1).gitMinor=36 -X $(1).gitTreeState=clean -X $(1).gitCommit=
+LDFLAGS := -s -w -X github.com/openatoll/atoll/internal/version.Version=$(VERSION) \
+	$(call stamp,k8s.io/component-base/version) $(call stamp,k8s.io/client-go/pkg/version)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+
+DATA_DIR ?= /var/lib/atoll
+UP_FLAGS ?=
+DOWN_FLAGS ?=
+
+.PHONY: help deps build up down test test-unit test-suites test-e2e bench lint guest guest-kernel \
+	images generate fmt clean leftovers man \
+	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/crictl
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+deps: ## install what is needed from Debian (quick when it is there)
+	@deploy/deps.sh
+
+build: bin/atoll bin/spherelet bin/kubectl bin/crictl guest images ## build binaries, guest and demo images
+
+# Go's own build cache decides what is stale.
+bin/atoll bin/spherelet:
+	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
+bin/podinit: # runs as PID 1 of the guest, where there is no libc
+	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/podinit
+bin/kubectl:
+	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+bin/crictl:
+	@$(GOBUILD) -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)' -o $@ sigs.k8s.io/cri-tools/cmd/crictl
+
+guest: bin/podinit ## kernel and initramfs of the pod VMs, into build/guest
+	@$(GO) run ./cmd/mkguest -out build/guest -podinit bin/podinit
+
+guest-kernel: ## the tuned guest kernel, from Debian's linux-source (13 CPU-minutes, once)
+	@DEPS=kernel deploy/deps.sh
+	@$(GO) run ./cmd/mkguest -kernel -out build/guest-kernel
+	@$(MAKE) guest
+
+images: ## demo images of the embedded registry, into build/images
+	@$(GO) run ./cmd/mkimages -out build/images
+
+up: deps build ## bring the cluster up (DATA_DIR=…, UP_FLAGS=--isolated)
+	@bin/atoll up --data-dir $(DATA_DIR) $(UP_FLAGS)
+
+down: bin/atoll ## stop the cluster (DOWN_FLAGS=--purge also erases the data)
+	@bin/atoll down --data-dir $(DATA_DIR) $(DOWN_FLAGS)
+
+leftovers: bin/atoll ## list what Atoll left on this machine; fails unless nothing
+	@bin/atoll leftovers
+
+test: build bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
+	@$(GO) run ./internal/testsum lint unit suites e2e
+test-unit: ## unit tests, with the race detector where it is affordable
+	@$(GO) run ./internal/testsum unit
+test-suites: build ## driver, network and disk suites, which boot VMs
+	@$(GO) run ./internal/testsum suites
+test-e2e: build ## scripts that drive a cluster as a user would
+	@$(GO) run ./internal/testsum e2e
+lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
+	@$(GO) run ./internal/testsum lint
+
+bench: build ## measure; prints a table, writes build/bench.json
+	@$(GO) run ./cmd/atoll-bench -out build/bench.json
+
+# golangci-lint is not packaged by Debian. Its own module pins its version.
+bin/golangci-lint: tools/go.mod tools/go.sum
+	@echo "building golangci-lint (once)"
+	@cd tools && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+generate: ## run the code generators
+	@DEPS=generate deploy/deps.sh
+	@$(GO) generate ./...
+
+fmt: ## gofmt all files
+	@gofmt -s -w $$(git ls-files --cached --others --exclude-standard '*.go')
+
+man: bin/atoll ## man pages, into build/man
+	@bin/atoll man build/man
+
+clean: ## remove what was built (Go's caches stay)
+	@rm -rf bin build

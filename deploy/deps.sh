@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Installs what Atoll needs from Debian 12, and nothing when it is all there.
+#
+#   deploy/deps.sh              what a host needs to build and run Atoll
+#   DEPS=kernel deploy/deps.sh  what `make guest-kernel` needs as well
+#   DEPS=generate deploy/deps.sh  what `make generate` needs as well
+set -euo pipefail
+
+# Minimum Go, as go.mod has it.
+go_minimum=1.26
+
+# A package and what it is for, on one line each.
+host_packages() {
+	cat <<'LIST'
+qemu-system-x86          the VM monitor of every pod
+qemu-utils               qemu-img: disks
+linux-image-cloud-amd64  the guest kernel
+crun                     containers inside the guest
+busybox-static           the demo image atoll.local/busybox
+erofs-utils              mkfs.erofs: image disks
+e2fsprogs                mkfs.ext4: writable disks
+nftables                 nft: Services
+conntrack                connection tracking, for kube-proxy
+iproute2                 ip: looking at links and namespaces
+kmod                     depmod: the guest's modules
+ca-certificates          registries' TLS
+LIST
+}
+
+extra_packages() {
+	case "${DEPS:-}" in
+	kernel)
+		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
+	generate)
+		echo protobuf-compiler ;;
+	"") ;;
+	*)
+		echo "deps: DEPS=$DEPS is not known; use kernel, generate or nothing" >&2
+		exit 2 ;;
+	esac
+}
+
+installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+check_go() {
+	local have
+	if ! command -v go >/dev/null; then
+		echo "deps: Go is not installed; install Go $go_minimum or newer from https://go.dev/dl and put it in PATH" >&2
+		exit 1
+	fi
+	have=$(go env GOVERSION | sed 's/^go//')
+	if [ "$(printf '%s\n%s\n' "$go_minimum" "$have" | sort -V | head -n1)" != "$go_minimum" ]; then
+		echo "deps: Go $have is too old; install Go $go_minimum or newer from https://go.dev/dl" >&2
+		exit 1
+	fi
+}
+
+main() {
+	check_go
+	if ! command -v dpkg-query >/dev/null; then
+		echo "deps: this is not Debian; install the equivalents of these yourself:" >&2
+		host_packages | sed 's/^/  /' >&2
+		exit 1
+	fi
+	local missing=() p
+	for p in $(host_packages | awk '{print $1}') $(extra_packages); do
+		installed "$p" || missing+=("$p")
+	done
+	if [ ${#missing[@]} -eq 0 ]; then
+		return 0
+	fi
+	if [ "$(id -u)" != 0 ]; then
+		echo "deps: these packages are missing: ${missing[*]}" >&2
+		echo "deps: only root may install them; run: sudo make deps" >&2
+		exit 1
+	fi
+	echo "deps: installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq </dev/null
+	apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+}
+
+main "$@"
