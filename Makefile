@@ -32,7 +32,7 @@ DOWN_FLAGS ?=
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/crictl
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 deps: ## install what is needed from Debian (quick when it is there)
 	@deploy/deps.sh
