@@ -54,7 +54,7 @@ guest: bin/podinit ## kernel and initramfs of the pod VMs, into build/guest
 
 guest-kernel: ## the tuned guest kernel, from Debian's linux-source (13 CPU-minutes, once)
 	@DEPS=kernel deploy/deps.sh
-	@$(GO) run ./cmd/mkguest -kernel -out build/guest-kernel
+	@vmpod/guestimage/kernel/build.sh build/guest-kernel
 	@$(MAKE) guest
 
 images: ## demo images of the embedded registry, into build/images
