@@ -1,0 +1,187 @@
+// Package e2e drives a real cluster as its users do: atoll, kubectl, crictl.
+//
+// Each script in testdata reads as a session and runs in a Kubernetes
+// namespace of its own. All of them share one isolated cluster: the test
+// binary brings it up, runs itself once more inside the cluster's network
+// namespace, and takes the cluster down again; what is left behind fails the
+// run.
+//
+//	go test ./e2e                    everything
+//	go test ./e2e -run 'Scripts/exec' one script (testdata/exec.txt)
+//	ATOLL_E2E_KEEP=1 go test ./e2e   leave the cluster for a look
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// insideEnv tells the second run of this binary where its cluster is.
+const insideEnv = "ATOLL_E2E_DATA"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() || os.Getenv(insideEnv) != "" {
+		os.Exit(m.Run())
+	}
+	os.Exit(runWithCluster())
+}
+
+// runWithCluster brings a cluster up, runs the tests inside it, and takes it
+// down. It returns the exit code.
+func runWithCluster() (code int) {
+	if os.Geteuid() != 0 {
+		fmt.Println("FAIL: e2e needs root: it makes network namespaces and taps")
+		return 1
+	}
+	atoll := filepath.Join(repoRoot(), "bin", "atoll")
+	if _, err := os.Stat(atoll); err != nil {
+		fmt.Printf("FAIL: %v: run `make build` first\n", err)
+		return 1
+	}
+	data, err := os.MkdirTemp("", "atoll-e2e-")
+	if err != nil {
+		fmt.Println("FAIL:", err)
+		return 1
+	}
+	defer func() {
+		if os.Getenv("ATOLL_E2E_KEEP") != "" {
+			fmt.Printf("kept: %s --data-dir %s enter -- bash\n", atoll, data)
+			return
+		}
+		if code != 0 {
+			printLogs(data)
+		}
+		if err := takeDown(atoll, data); err != nil {
+			fmt.Println("FAIL: after the tests:", err)
+			code = 1
+		}
+	}()
+	start := time.Now()
+	if out, err := exec.Command(atoll, "--data-dir", data, "up", "--isolated").CombinedOutput(); err != nil {
+		fmt.Printf("FAIL: atoll up: %v\n%s", err, out)
+		return 1
+	}
+	fmt.Printf("cluster up in %.1fs\n", time.Since(start).Seconds())
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Println("FAIL:", err)
+		return 1
+	}
+	cmd := exec.Command(atoll, append([]string{"--data-dir", data, "enter", "--", self}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), insideEnv+"="+data)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// takeDown stops the cluster, erases its data and looks for leftovers.
+func takeDown(atoll, data string) error {
+	if out, err := exec.Command(atoll, "--data-dir", data, "down", "--purge").CombinedOutput(); err != nil {
+		return fmt.Errorf("atoll down --purge: %w\n%s", err, out)
+	}
+	out, err := exec.Command(atoll, "leftovers").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("atoll leftovers: %w\n%s", err, out)
+	}
+	if _, err := os.Stat(data); err == nil {
+		return fmt.Errorf("down --purge left the data directory %s", data)
+	}
+	return nil
+}
+
+// printLogs shows the end of each component's log, for a run that failed
+// where nobody can look afterwards.
+func printLogs(data string) {
+	logs, _ := filepath.Glob(filepath.Join(data, "log", "*.log"))
+	for _, l := range logs {
+		out, _ := exec.Command("tail", "-n", "60", l).Output()
+		fmt.Printf("--- %s\n%s", l, out)
+	}
+}
+
+func repoRoot() string {
+	wd, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	return filepath.Dir(wd)
+}
+
+func TestScripts(t *testing.T) {
+	data := os.Getenv(insideEnv)
+	if data == "" {
+		t.Skip("needs a cluster; not with -short")
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               func(env *testscript.Env) error { return setup(env, data) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"eventually": cmdEventually,
+			"until":      cmdUntil,
+			"expect":     cmdExpect,
+		},
+	})
+}
+
+// setup gives a script its own Kubernetes namespace and a kubeconfig that
+// points at it; both go when the script ends.
+func setup(env *testscript.Env, data string) error {
+	root := repoRoot()
+	name := strings.TrimSuffix(filepath.Base(env.WorkDir), ".txt")
+	name = "e2e-" + strings.TrimPrefix(name, "script-")
+	kubeconfig := filepath.Join(env.WorkDir, ".kubeconfig")
+	admin, err := os.ReadFile(filepath.Join(data, "kubeconfig"))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(kubeconfig, admin, 0o600); err != nil {
+		return err
+	}
+	kubectl := filepath.Join(root, "bin", "kubectl")
+	run := func(args ...string) error {
+		out, err := exec.Command(kubectl, append([]string{"--kubeconfig", kubeconfig}, args...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	if err := run("create", "namespace", name); err != nil {
+		return err
+	}
+	if err := run("config", "set-context", "--current", "--namespace", name); err != nil {
+		return err
+	}
+	if err := run("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s"); err != nil {
+		return err
+	}
+	env.Defer(func() {
+		// Pods first and at once, so that the next script finds the memory free.
+		_ = run("delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false")
+		_ = run("delete", "namespace", name, "--wait=false")
+	})
+	env.Setenv("PATH", filepath.Join(root, "bin")+":"+os.Getenv("PATH"))
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("KUBECONFIG", kubeconfig)
+	env.Setenv("NS", name)
+	env.Setenv("DATA", data)
+	env.Setenv("ROOT", root)
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	env.Setenv("HOST_BOOT_ID", strings.TrimSpace(string(bootID)))
+	return nil
+}
