@@ -21,7 +21,6 @@ const KubernetesVersion = "v1.36.3"
 const (
 	controllerManagerPort = 10257
 	schedulerPort         = 10259
-	dnsHealthPort         = 10353
 	dnsReadyPort          = 10354
 )
 

@@ -40,5 +40,5 @@
 //	Address:53     CoreDNS, udp and tcp (Config.DNSPort)
 //	Address:4443   metrics-server       (Config.MetricsPort)
 //	127.0.0.1:10257 controller manager, 127.0.0.1:10259 scheduler,
-//	127.0.0.1:10353 CoreDNS health, 127.0.0.1:10354 CoreDNS ready
+//	127.0.0.1:10354 CoreDNS' readiness
 package controlplane

@@ -1,0 +1,125 @@
+// Package addons puts into a cluster what the control plane itself needs
+// there: rights, the Services of DNS and metrics, admission policies.
+package addons
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/template"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/yaml"
+)
+
+// FieldManager owns the applied fields.
+const FieldManager = "atoll"
+
+// Values fill the manifests.
+type Values struct {
+	Address              netip.Addr // of DNS and metrics-server
+	DNSAddress           netip.Addr // the Service's
+	DNSPort, MetricsPort uint16
+	CABundle             string // base64 of the PEM that signed metrics-server's certificate
+	ClusterInfo          string // a kubeconfig without a user
+}
+
+//go:embed manifests.yaml
+var manifests string
+
+var manifestTemplate = template.Must(template.New("manifests.yaml").Option("missingkey=error").Parse(manifests))
+
+// resources are the kinds in the manifests: looking them up would cost a
+// start a round of API discovery.
+var resources = map[schema.GroupKind]struct {
+	resource   string
+	namespaced bool
+}{
+	{Group: "", Kind: "ConfigMap"}:                                                    {"configmaps", true},
+	{Group: "", Kind: "Service"}:                                                      {"services", true},
+	{Group: "discovery.k8s.io", Kind: "EndpointSlice"}:                                {"endpointslices", true},
+	{Group: "rbac.authorization.k8s.io", Kind: "Role"}:                                {"roles", true},
+	{Group: "rbac.authorization.k8s.io", Kind: "RoleBinding"}:                         {"rolebindings", true},
+	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRole"}:                         {"clusterroles", false},
+	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRoleBinding"}:                  {"clusterrolebindings", false},
+	{Group: "apiregistration.k8s.io", Kind: "APIService"}:                             {"apiservices", false},
+	{Group: "node.k8s.io", Kind: "RuntimeClass"}:                                      {"runtimeclasses", false},
+	{Group: "admissionregistration.k8s.io", Kind: "ValidatingAdmissionPolicy"}:        {"validatingadmissionpolicies", false},
+	{Group: "admissionregistration.k8s.io", Kind: "ValidatingAdmissionPolicyBinding"}: {"validatingadmissionpolicybindings", false},
+}
+
+// Objects renders the manifests.
+func Objects(v Values) ([]*unstructured.Unstructured, error) {
+	var text bytes.Buffer
+	if err := manifestTemplate.Execute(&text, v); err != nil {
+		return nil, fmt.Errorf("manifests: %w", err)
+	}
+	reader := utilyaml.NewYAMLReader(bufio.NewReader(&text))
+	var objects []*unstructured.Unstructured
+	for {
+		doc, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifests: %w", err)
+		}
+		content := map[string]any{}
+		if err := yaml.UnmarshalStrict(doc, &content); err != nil {
+			return nil, fmt.Errorf("manifests: document %d: %w", len(objects)+1, err)
+		}
+		o := &unstructured.Unstructured{Object: content}
+		if _, ok := resources[o.GroupVersionKind().GroupKind()]; !ok {
+			return nil, fmt.Errorf("manifests: document %d has kind %s, whose resource is not listed", len(objects)+1, o.GroupVersionKind())
+		}
+		objects = append(objects, o)
+	}
+}
+
+// Apply makes the cluster have all objects as they are, by server-side apply:
+// fields that others have added stay. It retries while namespaces and APIs of
+// a starting API server are missing, until ctx ends.
+func Apply(ctx context.Context, client dynamic.Interface, objects []*unstructured.Unstructured) error {
+	for _, o := range objects {
+		for {
+			err := apply(ctx, client, o)
+			if err == nil {
+				break
+			}
+			name := strings.TrimPrefix(o.GetNamespace()+"/"+o.GetName(), "/")
+			if apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
+				return fmt.Errorf("apply %s %s: %w", o.GetKind(), name, err)
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("apply %s %s: %w", o.GetKind(), name, err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	return nil
+}
+
+func apply(ctx context.Context, client dynamic.Interface, o *unstructured.Unstructured) error {
+	gvk := o.GroupVersionKind()
+	r := resources[gvk.GroupKind()]
+	all := client.Resource(gvk.GroupVersion().WithResource(r.resource))
+	var target dynamic.ResourceInterface = all
+	if r.namespaced {
+		target = all.Namespace(o.GetNamespace())
+	}
+	_, err := target.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+	return err
+}
