@@ -1,0 +1,131 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/openatoll/atoll/vmpod"
+)
+
+// A deviceTable is what a VM has now: at first what it was launched with, then
+// devices.json. QEMU has the last word on it, see Machine.reconcile.
+type deviceTable struct {
+	Disks []diskEntry `json:"disks"`
+	NICs  []nicEntry  `json:"nics"`
+}
+
+type diskEntry struct {
+	vmpod.Disk
+	Port int `json:"port"`
+}
+
+type nicEntry struct {
+	vmpod.NIC
+	// Port is the root port of a plugged NIC, -1 for one of the boot.
+	Port int `json:"port"`
+}
+
+func bootDevices(s vmpod.Spec) deviceTable {
+	var t deviceTable
+	for i, d := range s.Disks {
+		t.Disks = append(t.Disks, diskEntry{d, i})
+	}
+	for _, n := range s.NICs {
+		t.NICs = append(t.NICs, nicEntry{n, -1})
+	}
+	return t
+}
+
+// spec returns s with the table's devices.
+func (t deviceTable) spec(s vmpod.Spec) vmpod.Spec {
+	s.Disks, s.NICs = nil, nil
+	for _, d := range t.Disks {
+		s.Disks = append(s.Disks, d.Disk)
+	}
+	for _, n := range t.NICs {
+		s.NICs = append(s.NICs, n.NIC)
+	}
+	return s
+}
+
+// freePort returns a root port without a device; ok is false if all are full.
+func (t deviceTable) freePort() (port int, ok bool) {
+	used := map[int]bool{}
+	for _, d := range t.Disks {
+		used[d.Port] = true
+	}
+	for _, n := range t.NICs {
+		used[n.Port] = true
+	}
+	for i := range hotplugSlots {
+		if !used[i] {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// without returns the table less the devices for which drop is true.
+func (t deviceTable) without(drop func(name string) bool) deviceTable {
+	var out deviceTable
+	for _, d := range t.Disks {
+		if !drop(diskName(d.ID)) {
+			out.Disks = append(out.Disks, d)
+		}
+	}
+	for _, n := range t.NICs {
+		if !drop(nicName(n.ID)) {
+			out.NICs = append(out.NICs, n)
+		}
+	}
+	return out
+}
+
+// diskFaults counts the errors of the host's disks that a guest has met.
+type diskFaults struct {
+	count map[string]int // by disk ID
+	last  string
+	full  bool // one of them was for lack of space
+}
+
+// describe returns a CamelCase reason and a sentence, empty without faults.
+func (f diskFaults) describe() (reason, message string) {
+	if len(f.count) == 0 {
+		return "", ""
+	}
+	total := 0
+	for _, n := range f.count {
+		total += n
+	}
+	if f.full {
+		return "HostDiskFull", fmt.Sprintf("the host has no space left for disk %s of the pod: its writes fail (%d so far)", f.last, total)
+	}
+	return "HostDiskError", fmt.Sprintf("the host cannot read or write disk %s of the pod (%d errors so far)", f.last, total)
+}
+
+// onDiskError counts a BLOCK_IO_ERROR, which a guest can cause at any rate,
+// and logs the first of each disk.
+func (m *Machine) onDiskError(ev qmpEvent) {
+	var d struct {
+		Node      string `json:"node-name"`
+		Device    string `json:"device"`
+		Operation string `json:"operation"`
+		NoSpace   bool   `json:"nospace"`
+		Reason    string `json:"reason"`
+	}
+	json.Unmarshal(ev.Data, &d)
+	disk := strings.TrimPrefix(d.Node, nodeName(""))
+	m.mu.Lock()
+	if m.faults.count == nil {
+		m.faults.count = map[string]int{}
+	}
+	m.faults.count[disk]++
+	m.faults.last = disk
+	m.faults.full = m.faults.full || d.NoSpace
+	first := m.faults.count[disk] == 1
+	m.mu.Unlock()
+	if first {
+		m.log.Error("host disk error is reported to the guest", "disk", disk, "operation", d.Operation, "no_space", d.NoSpace, "err", d.Reason)
+	}
+}

@@ -1,0 +1,217 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/vmpod"
+)
+
+// launch makes a VM that is not there, or nothing. The caller has its turn.
+func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err error) {
+	log := d.log.With("pod_uid", spec.ID.PodUID, "attempt", spec.ID.Attempt)
+	dir, err := createVMDir(d.cfg.StateDir, spec)
+	if err != nil {
+		return nil, err
+	}
+	var m *Machine
+	defer func() {
+		if err != nil {
+			if m != nil {
+				m.kill()
+				m.background.Wait()
+			}
+			if uerr := d.undo(spec, dir); uerr != nil {
+				log.Error("launch cannot be undone", "err", uerr)
+			}
+		}
+	}()
+	m, err = d.start(ctx, spec, dir)
+	if err != nil {
+		return nil, err
+	}
+	q, err := m.monitor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Only now into its cgroup: KVM creates a VM many times slower inside one.
+	// The CPUs are still stopped, so that no guest memory is charged elsewhere.
+	m.mu.Lock()
+	m.proc.Cgroups = d.account(spec, m.proc.PID)
+	err = dir.write(processFile, m.proc)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := q.run(ctx, "cont", nil, nil); err != nil {
+		return nil, err
+	}
+	m.transition(vmpod.EventStarted)
+	d.remember(m)
+	log.Info("pod VM launched", "pid", m.proc.PID, "accelerator", m.proc.Accelerator, "cpus", spec.CPUs, "memory", spec.Memory)
+	return m, nil
+}
+
+// start runs QEMU with the CPUs stopped.
+func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machine, error) {
+	files := &fdTable{sockets: d.socketPaths(spec.ID)}
+	defer files.close()
+	args, err := d.command(spec).argv(files)
+	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	proc, kid, err := startQEMU(d.cfg, args, files.files, d.groups(), stderr)
+	if err != nil {
+		return nil, err
+	}
+	proc.Accelerator = d.accel
+	m := newMachine(d, spec, dir, proc)
+	m.child = kid
+	if err := dir.write(processFile, proc); err != nil {
+		unix.Kill(proc.PID, unix.SIGKILL)
+		<-kid.ended
+		return nil, err
+	}
+	if m.pidfd, err = proc.open(); err != nil {
+		unix.Kill(proc.PID, unix.SIGKILL) // still our child, or a zombie
+		<-kid.ended
+		return nil, fmt.Errorf("QEMU ended at once: %s: %w", lastLine(dir.file(stderrFile)), errdefs.ErrUnknown)
+	}
+	m.supervise(false)
+	return m, nil
+}
+
+func (d *Driver) command(spec vmpod.Spec) command {
+	return command{spec: spec, guest: d.cfg.Guest, accel: d.accel, tscKHz: d.tscKHz, sandbox: d.qemu.sandbox, paused: true}
+}
+
+// groups are QEMU's supplementary groups: the one that may open /dev/kvm.
+func (d *Driver) groups() []uint32 {
+	var st unix.Stat_t
+	if d.accel == AcceleratorKVM && unix.Stat("/dev/kvm", &st) == nil {
+		return []uint32{st.Gid}
+	}
+	return nil
+}
+
+// account puts a VMM into cgroups of its own. A host whose cgroups cannot be
+// written still runs VMs: what they may use is then bounded by their RAM alone.
+func (d *Driver) account(spec vmpod.Spec, pid int) []string {
+	if len(d.trees) == 0 {
+		return nil
+	}
+	l := limits{memory: memoryMiB(spec)<<20 + d.cfg.Overhead, cpus: spec.CPUs}
+	dirs, err := createCgroups(d.trees, d.cgroupPath(spec), l)
+	if err == nil {
+		err = enterCgroups(dirs, pid)
+	}
+	if err != nil {
+		d.log.Warn("pod VM is not limited by cgroups", "pod_uid", spec.ID.PodUID, "reason", err)
+		if err := removeCgroups(dirs, d.cfg.Cgroup); err == nil {
+			return nil
+		}
+	}
+	return dirs
+}
+
+// undo erases what a launch made. It does not depend on how far that came.
+func (d *Driver) undo(spec vmpod.Spec, dir vmDir) error {
+	var dirs []string
+	for _, h := range d.trees {
+		dirs = append(dirs, filepath.Join(h.root, d.cgroupPath(spec)))
+	}
+	err := removeCgroups(dirs, d.cfg.Cgroup)
+	for _, path := range d.socketPaths(spec.ID) {
+		os.Remove(path)
+	}
+	return errors.Join(err, dir.erase())
+}
+
+// adopt makes a Machine of a directory that an earlier process left. A launch
+// which that process did not finish is undone and gives ErrNotFound.
+func (d *Driver) adopt(id vmpod.ID, dir vmDir) (*Machine, error) {
+	var spec vmpod.Spec
+	if ok, err := dir.read(specFile, &spec); err != nil || !ok || spec.ID != id {
+		return nil, fmt.Errorf("pod VM %s: %s is missing or damaged (%v): remove the directory by hand: %w", id, dir.file(specFile), err, errdefs.ErrDataLoss)
+	}
+	var proc process
+	ok, err := dir.read(processFile, &proc)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		d.log.Warn("unfinished launch is undone", "pod_uid", id.PodUID, "attempt", id.Attempt)
+		d.quitUnrecorded(id)
+		if err := d.undo(spec, dir); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("pod VM %s was never launched: %w", id, errdefs.ErrNotFound)
+	}
+	m := newMachine(d, spec, dir, proc)
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	switch m.pidfd, err = proc.open(); {
+	case errors.Is(err, errGone):
+		m.finish(false)
+	case err != nil:
+		return nil, err
+	default:
+		m.supervise(true)
+	}
+	return m, nil
+}
+
+// quitUnrecorded ends a QEMU whose pid was not yet written down when its
+// driver died: nobody else listens on its monitor.
+func (d *Driver) quitUnrecorded(id vmpod.ID) {
+	ctx, cancel := context.WithTimeout(d.life, d.cfg.Deadline)
+	defer cancel()
+	q, err := dialQMP(ctx, d.socketPaths(id)[qmpSocket], nil)
+	if err != nil {
+		return
+	}
+	q.run(ctx, "quit", nil, nil)
+	select {
+	case <-q.done:
+	case <-ctx.Done():
+	}
+	q.close()
+}
+
+// equalSpecs compares two Specs; an empty list equals none.
+func equalSpecs(a, b vmpod.Spec) bool {
+	for _, s := range []*vmpod.Spec{&a, &b} {
+		s.Disks, s.NICs = slices.Clone(s.Disks), slices.Clone(s.NICs)
+		if len(s.Disks) == 0 {
+			s.Disks = nil
+		}
+		if len(s.NICs) == 0 {
+			s.NICs = nil
+		}
+		for i := range s.Disks {
+			if s.Disks[i].Format == "" {
+				s.Disks[i].Format = "raw"
+			}
+		}
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+// killPatience is how long a killed process may take to be gone: it must
+// first complete what it has in flight with the host's disks.
+const killPatience = 30 * time.Second

@@ -1,0 +1,282 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/vmpod"
+)
+
+// Plug implements vmpod.Plugger.
+func (m *Machine) Plug(ctx context.Context, dev vmpod.Device) error {
+	if err := m.plug(ctx, dev); err != nil {
+		return fmt.Errorf("pod VM %s: plug: %w", m.id, err)
+	}
+	return nil
+}
+
+func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
+	if (dev.Disk == nil) == (dev.NIC == nil) {
+		return fmt.Errorf("want exactly one disk or NIC: %w", errdefs.ErrInvalidArgument)
+	}
+	var err error
+	if dev.Disk != nil {
+		err = checkDisk(*dev.Disk)
+	} else {
+		err = checkNIC(*dev.NIC)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	m.plugging.Lock()
+	defer m.plugging.Unlock()
+	q, err := m.monitor(ctx)
+	if err != nil {
+		return err
+	}
+	there, err := m.has(dev)
+	if there || err != nil {
+		return err
+	}
+	before := m.table()
+	port, ok := before.freePort()
+	if !ok {
+		return fmt.Errorf("all %d ports are in use: %w", hotplugSlots, errdefs.ErrResourceExhausted)
+	}
+	after := before
+	if dev.Disk != nil {
+		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{*dev.Disk, port})
+	} else {
+		after.NICs = append(after.NICs[:len(after.NICs):len(after.NICs)], nicEntry{*dev.NIC, port})
+	}
+	if err := m.setTable(after); err != nil { // the intent, before the act
+		return err
+	}
+	if dev.Disk != nil {
+		err = addDisk(ctx, q, *dev.Disk, portName(port))
+	} else {
+		err = addNIC(ctx, q, *dev.NIC, portName(port))
+	}
+	if err != nil {
+		// Undoing must happen also when ctx is what ended.
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.d.cfg.Deadline)
+		defer cancel()
+		m.reconcile(undo, q)
+	}
+	return err
+}
+
+// has says whether an equal device is there; a different one of the same ID
+// is an error.
+func (m *Machine) has(dev vmpod.Device) (bool, error) {
+	t := m.table()
+	for _, d := range t.Disks {
+		if dev.Disk != nil && d.ID == dev.Disk.ID {
+			if d.Disk != *dev.Disk {
+				return false, fmt.Errorf("disk %s is there with other properties: unplug it first: %w", d.ID, errdefs.ErrAlreadyExists)
+			}
+			return true, nil
+		}
+	}
+	for _, n := range t.NICs {
+		if dev.NIC != nil && n.ID == dev.NIC.ID {
+			if !reflect.DeepEqual(n.NIC, *dev.NIC) {
+				return false, fmt.Errorf("NIC %s is there with other properties: unplug it first: %w", n.ID, errdefs.ErrAlreadyExists)
+			}
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (m *Machine) table() deviceTable {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.devices
+}
+
+// setTable records the devices, on disk first.
+func (m *Machine) setTable(t deviceTable) error {
+	if err := m.dir.write(devicesFile, t); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.devices = t
+	return nil
+}
+
+// addDisk hands a disk's files to QEMU and adds node and device.
+func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, bus string) error {
+	path, err := openImage(d, func(f *os.File) (string, error) {
+		defer f.Close()
+		var r struct {
+			Set int `json:"fdset-id"`
+		}
+		err := q.run(ctx, "add-fd", map[string]any{"opaque": diskName(d.ID)}, &r, f)
+		return fdsetPath(r.Set), err
+	})
+	if err != nil {
+		return err
+	}
+	if err := q.run(ctx, "blockdev-add", blockNode(d, path), nil); err != nil {
+		return err
+	}
+	return q.run(ctx, "device_add", diskDevice(d, bus), nil)
+}
+
+func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, bus string) error {
+	tap, err := openTap(n.Tap)
+	if err != nil {
+		return err
+	}
+	defer tap.Close()
+	fdName := "tap-" + n.ID
+	if err := q.run(ctx, "getfd", map[string]any{"fdname": fdName}, nil, tap); err != nil {
+		return err
+	}
+	if err := q.run(ctx, "netdev_add", map[string]any{"type": "tap", "id": netdevName(n.ID), "fd": fdName}, nil); err != nil {
+		q.run(ctx, "closefd", map[string]any{"fdname": fdName}, nil)
+		return err
+	}
+	return q.run(ctx, "device_add", nicDevice(n, bus), nil)
+}
+
+// Unplug implements vmpod.Plugger. A disk that the guest still uses (mounted)
+// goes away under it: the caller has the guest let go first. An ID is looked
+// up among disks, then NICs. NICs of the boot cannot be unplugged.
+func (m *Machine) Unplug(ctx context.Context, id string) error {
+	if err := m.unplug(ctx, id); err != nil {
+		return fmt.Errorf("pod VM %s: unplug %q: %w", m.id, id, err)
+	}
+	return nil
+}
+
+func (m *Machine) unplug(ctx context.Context, id string) error {
+	m.plugging.Lock()
+	defer m.plugging.Unlock()
+	name := ""
+	t := m.table()
+	for _, n := range t.NICs {
+		if n.ID == id {
+			name = nicName(id)
+			if n.Port < 0 {
+				return fmt.Errorf("a NIC of the boot stays: %w", errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	for _, d := range t.Disks {
+		if d.ID == id {
+			name = diskName(id)
+		}
+	}
+	if name == "" {
+		return nil
+	}
+	q, err := m.monitor(ctx)
+	if err != nil {
+		return err
+	}
+	if err := removeDevice(ctx, q, name); err != nil {
+		return err
+	}
+	return m.reconcile(ctx, q)
+}
+
+// removeDevice asks the guest to give a device back and waits until it has.
+func removeDevice(ctx context.Context, q *qmpConn, name string) error {
+	events, unwatch := q.watch("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
+	defer unwatch()
+	err := q.run(ctx, "device_del", map[string]any{"id": name}, nil)
+	var refused *qmpError
+	switch {
+	case errors.As(err, &refused) && refused.Class == "DeviceNotFound":
+		return nil
+	case errors.As(err, &refused) && strings.Contains(refused.Desc, "already in the process of unplug"):
+		// An earlier call gave up waiting; we go on with it.
+	case err != nil:
+		return err
+	}
+	for {
+		select {
+		case ev := <-events:
+			var d struct {
+				Device string `json:"device"`
+			}
+			if json.Unmarshal(ev.Data, &d); d.Device != name {
+				continue
+			}
+			if ev.Name == "DEVICE_DELETED" {
+				return nil
+			}
+			return fmt.Errorf("the guest refuses to give the device back: %w", errdefs.ErrFailedPrecondition)
+		case <-q.done:
+			return fmt.Errorf("QEMU is gone: %w", errdefs.ErrUnavailable)
+		case <-ctx.Done():
+			return fmt.Errorf("the guest has not let go of the device: %w", ctx.Err())
+		}
+	}
+}
+
+// reconcile makes the table and QEMU agree after a plug failed half-way, an
+// unplug was completed, or another process may have left either: a device that
+// QEMU does not have is dropped with all that was added for it.
+func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
+	var there []struct {
+		Name string `json:"name"`
+	}
+	if err := q.run(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"}, &there); err != nil {
+		return err
+	}
+	has := map[string]bool{}
+	for _, d := range there {
+		has[d.Name] = true
+	}
+	before := m.table()
+	after := before.without(func(name string) bool { return !has[name] })
+	if len(after.Disks)+len(after.NICs) == len(before.Disks)+len(before.NICs) {
+		return nil
+	}
+	for _, d := range before.Disks {
+		if !has[diskName(d.ID)] {
+			q.run(ctx, "blockdev-del", map[string]any{"node-name": nodeName(d.ID)}, nil) // may not have been added
+			if err := dropFDs(ctx, q, diskName(d.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range before.NICs {
+		if !has[nicName(n.ID)] {
+			q.run(ctx, "netdev_del", map[string]any{"id": netdevName(n.ID)}, nil)
+		}
+	}
+	return m.setTable(after)
+}
+
+// dropFDs takes back the descriptors that were handed over under a name.
+func dropFDs(ctx context.Context, q *qmpConn, opaque string) error {
+	var sets []struct {
+		ID  int `json:"fdset-id"`
+		FDs []struct {
+			Opaque string `json:"opaque"`
+		} `json:"fds"`
+	}
+	if err := q.run(ctx, "query-fdsets", nil, &sets); err != nil {
+		return err
+	}
+	for _, s := range sets {
+		if len(s.FDs) > 0 && s.FDs[0].Opaque == opaque {
+			if err := q.run(ctx, "remove-fd", map[string]any{"fdset-id": s.ID}, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process is one QEMU, named so that no other process is ever taken for it:
+// a pid alone is reused.
+type process struct {
+	PID int `json:"pid"`
+	// Start is field 22 of /proc/PID/stat: clock ticks from the host's boot.
+	Start uint64 `json:"start"`
+	// BootID is the host's /proc/sys/kernel/random/boot_id.
+	BootID    string    `json:"bootID"`
+	StartedAt time.Time `json:"startedAt"`
+	// Accelerator is what it was started with.
+	Accelerator Accelerator `json:"accelerator"`
+	// Cgroups are the directories made for it, "" if there are none.
+	Cgroups []string `json:"cgroups,omitempty"`
+}
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// procStat returns a process's state letter, start time and the CPU time used
+// by it, in nanoseconds (field 14 and 15, in ticks of USER_HZ = 100).
+func procStat(pid int) (state byte, start, cpu uint64, err error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')'):]), " ")
+	f := strings.Fields(rest) // f[0] is field 3
+	if !ok || len(f) < 20 {
+		return 0, 0, 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
+	}
+	start, err = strconv.ParseUint(f[19], 10, 64)
+	user, err1 := strconv.ParseUint(f[11], 10, 64)
+	system, err2 := strconv.ParseUint(f[12], 10, 64)
+	return f[0][0], start, (user + system) * 10_000_000, errors.Join(err, err1, err2)
+}
+
+// errGone means that the process has ended.
+var errGone = errors.New("the process has ended")
+
+// open returns a descriptor that stands for exactly this process (see
+// pidfd_open(2)), or errGone.
+func (p process) open() (*os.File, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	if boot != p.BootID || p.PID <= 0 {
+		return nil, errGone
+	}
+	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", p.PID))
+	// Only now, with the process held, does its start time say who it is.
+	state, start, _, err := procStat(p.PID)
+	if err != nil || start != p.Start || state == 'Z' || state == 'X' {
+		f.Close()
+		return nil, errGone
+	}
+	return f, nil
+}
+
+// waitPidfd returns when the process has ended. It costs no thread: the
+// runtime's poller watches the descriptor.
+func waitPidfd(f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return rc.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return err == nil && n > 0
+	})
+}
+
+// kill ends the process at once.
+func killPidfd(f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var kerr error
+	if err := rc.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(kerr, unix.ESRCH) {
+		return nil
+	}
+	return os.NewSyscallError("pidfd_send_signal", kerr)
+}
+
+// A child is a QEMU that this very process started, so that its exit status
+// is ours to read.
+type child struct {
+	ended  chan struct{}
+	status syscall.WaitStatus // after ended
+}
+
+// startQEMU runs QEMU in a session of its own, without our standard streams
+// and with no descriptor but files (the first becomes 3).
+func startQEMU(cfg Config, args []string, files []*os.File, groups []uint32, stderr *os.File) (process, *child, error) {
+	cmd := exec.Command(cfg.Binary, args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C"}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = files
+	cmd.Stderr = stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cfg.UID != 0 || cfg.GID != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: cfg.UID, Gid: cfg.GID, Groups: groups}
+	}
+	boot, err := bootID()
+	if err != nil {
+		return process{}, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return process{}, nil, fmt.Errorf("start %s: %w", cfg.Binary, err)
+	}
+	p := process{PID: cmd.Process.Pid, BootID: boot, StartedAt: time.Now()}
+	c := &child{ended: make(chan struct{})}
+	// Not yet reaped, so the pid is still its own even if it has ended.
+	_, p.Start, _, err = procStat(p.PID)
+	go func() {
+		defer close(c.ended)
+		cmd.Wait()
+		if cmd.ProcessState != nil {
+			c.status, _ = cmd.ProcessState.Sys().(syscall.WaitStatus)
+		}
+	}()
+	if err != nil {
+		cmd.Process.Kill()
+		<-c.ended
+		return process{}, nil, err
+	}
+	return p, c, nil
+}

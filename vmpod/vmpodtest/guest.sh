@@ -1,0 +1,59 @@
+#!/bin/busybox sh
+# PID 1 of the driver suite's guest. Answers each line on the agent port with
+# one line; guest.go lists the commands.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+for m in /modules/*; do insmod "$m"; done
+
+button() {
+	head -c 1 /dev/input/event0 >/dev/null 2>&1 && poweroff -f
+}
+button &
+button=$!
+
+disk() { # serial -> device
+	for d in /sys/block/vd*; do
+		[ "$(cat $d/serial 2>/dev/null)" = "$1" ] && echo /dev/${d##*/}
+	done
+}
+
+answer() {
+	case $1 in
+	boot) cat /proc/sys/kernel/random/boot_id ;;
+	cpus) grep -c ^processor /proc/cpuinfo ;;
+	memory) sed -n 's/^MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo ;;
+	disks)
+		for d in /sys/block/vd*; do
+			[ -e $d ] && printf '%s:%s:%s ' "$(cat $d/serial)" "$(cat $d/size)" "$(cat $d/ro)"
+		done
+		echo ;;
+	nics)
+		for n in /sys/class/net/e*; do
+			[ -e $n ] && printf '%s:%s ' "$(cat $n/address)" "$(cat $n/mtu)"
+		done
+		echo ;;
+	read) echo "$(head -n 1 "$(disk $2)" | tr -d '\0' | head -c 100)" ;;
+	write) dd if=/dev/zero of="$(disk $2)" bs=1M count=$3 conv=fsync 2>/dev/null && echo ok || echo failed ;;
+	deaf) kill -9 $button; echo ok ;;
+	poweroff) poweroff -f ;;
+	reboot) reboot -f ;;
+	panic) echo c >/proc/sysrq-trigger ;;
+	*) echo "$1" ;;
+	esac
+}
+
+for p in /sys/class/virtio-ports/*; do
+	[ "$(cat $p/name)" = atoll.agent ] && port=/dev/${p##*/}
+done
+exec 3<>$port
+while :; do
+	# While nobody is connected, read returns at once with nothing.
+	if read -r command a b <&3; then
+		[ -n "$command" ] && answer $command $a $b >&3
+	else
+		sleep 0.05
+	fi
+done
