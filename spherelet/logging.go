@@ -1,0 +1,36 @@
+package spherelet
+
+import (
+	"context"
+	"flag"
+	"log/slog"
+	"strconv"
+
+	"k8s.io/klog/v2"
+)
+
+// setupLogging sends upstream's messages through ours. Verbosity is klog's:
+// its V(n) becomes slog's level -n, so the handler must let those through.
+func setupLogging(log *slog.Logger, verbosity int32) {
+	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(fs)
+	_ = fs.Set("v", strconv.Itoa(int(verbosity)))
+	klog.SetSlogLogger(slog.New(&verboseHandler{Handler: log.Handler(), least: slog.Level(-verbosity)}).With("component", "kubelet"))
+}
+
+// verboseHandler lets through what klog has already decided to say, and what
+// contextual loggers say up to the same verbosity.
+type verboseHandler struct {
+	slog.Handler
+	least slog.Level
+}
+
+func (h *verboseHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.least }
+
+func (h *verboseHandler) WithAttrs(as []slog.Attr) slog.Handler {
+	return &verboseHandler{Handler: h.Handler.WithAttrs(as), least: h.least}
+}
+
+func (h *verboseHandler) WithGroup(name string) slog.Handler {
+	return &verboseHandler{Handler: h.Handler.WithGroup(name), least: h.least}
+}

@@ -1,0 +1,30 @@
+package spherelet
+
+import (
+	"k8s.io/component-base/metrics"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+// The metrics stand beside the kubelet's, in its registry.
+var (
+	admissionRefusals = metrics.NewCounterVec(&metrics.CounterOpts{
+		Subsystem: "atoll", Name: "admission_refusals_total",
+		Help:           "Pods refused because a VM cannot honour a field, by reason.",
+		StabilityLevel: metrics.ALPHA,
+	}, []string{"reason"})
+	preparationsTotal = metrics.NewCounterVec(&metrics.CounterOpts{
+		Subsystem: "atoll", Name: "preparations_total",
+		Help:           "Pod VMs that the runtime was asked to prepare at admission, by result.",
+		StabilityLevel: metrics.ALPHA,
+	}, []string{"result"})
+	hostInfo = metrics.NewGaugeVec(&metrics.GaugeOpts{
+		Subsystem: "atoll", Name: "host_info",
+		Help:           "1, labelled with how pod VMs run on this host.",
+		StabilityLevel: metrics.ALPHA,
+	}, []string{"accelerator", "kvm", "guest_kernel", "guest_release", "version"})
+)
+
+func registerMetrics(f Facts, version string) {
+	legacyregistry.MustRegister(admissionRefusals, preparationsTotal, hostInfo)
+	hostInfo.WithLabelValues(f.Accelerator, f.KVM, f.GuestKernel, f.GuestRelease, version).Set(1)
+}

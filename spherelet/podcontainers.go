@@ -1,0 +1,140 @@
+package spherelet
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
+)
+
+// podContainerManager answers for the VM of each pod what upstream reads from
+// the pod's cgroup. In-place resizes need "what was applied last": the VM
+// itself is resized by the runtime, in UpdatePodSandboxResources, which the
+// kubelet calls right before SetPodCgroupConfig; here it is only remembered,
+// in the pod's own directory, which the kubelet erases with the pod.
+type podContainerManager struct {
+	cm.PodContainerManager // upstream's stub
+	podsDir                string
+
+	mu sync.Mutex // orders reading and writing of the files
+}
+
+var _ cm.PodContainerManager = (*podContainerManager)(nil)
+
+// podResources is the part of cm.ResourceConfig that the kubelet sets on pods.
+type podResources struct {
+	Memory    *int64  `json:"memory,omitempty"`
+	CPUShares *uint64 `json:"cpuShares,omitempty"`
+	CPUQuota  *int64  `json:"cpuQuota,omitempty"`
+	CPUPeriod *uint64 `json:"cpuPeriod,omitempty"`
+}
+
+const (
+	// podResourcesFile stands in the pod's directory.
+	podResourcesFile = "atoll-resources.json"
+	// cfsPeriod is the kubelet's default CPU period in microseconds.
+	cfsPeriod = 100000
+)
+
+func newPodContainerManager(stub cm.PodContainerManager, kubeletDir string) *podContainerManager {
+	return &podContainerManager{PodContainerManager: stub, podsDir: filepath.Join(kubeletDir, "pods")}
+}
+
+// GetPodContainerName names the pool and the pod. The second value becomes
+// the cgroup parent in CRI.
+func (m *podContainerManager) GetPodContainerName(pod *v1.Pod) (cm.CgroupName, string) {
+	name := cm.CgroupName{"atoll", poolOf(pod), "pod" + string(pod.UID)}
+	return name, "/" + path.Join(name...)
+}
+
+// Exists is always true (the kubelet would kill pods otherwise). It is the
+// first call for a pod, so what the pod starts with is recorded here.
+func (m *podContainerManager) Exists(pod *v1.Pod) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lookup(pod)
+	return true
+}
+
+func (m *podContainerManager) EnsureExists(klog.Logger, *v1.Pod) error { return nil }
+
+func (m *podContainerManager) Destroy(klog.Logger, cm.CgroupName) error { return nil }
+
+// GetPodCgroupConfig returns what was applied last, in the shape in which the
+// kubelet set it.
+func (m *podContainerManager) GetPodCgroupConfig(pod *v1.Pod, name v1.ResourceName) (*cm.ResourceConfig, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.lookup(pod)
+	switch name {
+	case v1.ResourceMemory:
+		return &cm.ResourceConfig{Memory: r.Memory}, nil
+	case v1.ResourceCPU:
+		return &cm.ResourceConfig{CPUShares: r.CPUShares, CPUQuota: r.CPUQuota, CPUPeriod: r.CPUPeriod}, nil
+	}
+	return nil, errors.New("pod " + string(pod.UID) + ": resource " + string(name) + " is not limited by pod")
+}
+
+// SetPodCgroupConfig remembers the fields that are set.
+func (m *podContainerManager) SetPodCgroupConfig(_ klog.Logger, pod *v1.Pod, c *cm.ResourceConfig) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.lookup(pod)
+	set(&r.Memory, c.Memory)
+	set(&r.CPUShares, c.CPUShares)
+	set(&r.CPUQuota, c.CPUQuota)
+	set(&r.CPUPeriod, c.CPUPeriod)
+	return m.store(pod.UID, r)
+}
+
+func set[T any](to **T, from *T) {
+	if from != nil {
+		v := *from
+		*to = &v
+	}
+}
+
+// lookup finds what was applied to the pod, or takes what it is admitted
+// with. A file that cannot be read is as good as none.
+func (m *podContainerManager) lookup(pod *v1.Pod) podResources {
+	var r podResources
+	b, err := os.ReadFile(m.file(pod.UID))
+	if err != nil || json.Unmarshal(b, &r) != nil {
+		r = podResources{}
+		if c := cm.ResourceConfigForPod(pod, true, cfsPeriod, false, kubeletconfig.NoneMemoryReservationPolicy); c != nil {
+			r = podResources{Memory: c.Memory, CPUShares: c.CPUShares, CPUQuota: c.CPUQuota, CPUPeriod: c.CPUPeriod}
+		}
+		if err := m.store(pod.UID, r); err != nil {
+			klog.ErrorS(err, "The pod's resources could not be recorded; a restart takes the allocated ones", "podUID", pod.UID)
+		}
+	}
+	return r
+}
+
+func (m *podContainerManager) store(uid types.UID, r podResources) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	file := m.file(uid)
+	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+		return err
+	}
+	tmp := file + ".tmp"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, file)
+}
+
+func (m *podContainerManager) file(uid types.UID) string {
+	return filepath.Join(m.podsDir, string(uid), podResourcesFile)
+}
