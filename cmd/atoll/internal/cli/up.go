@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openatoll/atoll/cmd/atoll/internal/cluster"
+	"github.com/openatoll/atoll/cmd/atoll/internal/preflight"
+	"github.com/openatoll/atoll/supervisor/controlplane"
+)
+
+func newUp(g *globals) *cobra.Command {
+	var isolated, foreground bool
+	var node, guest string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring the cluster up",
+		Long: `Checks this host, then starts the control plane and the node agent, and returns
+when pods can be run. Run again, it finds what runs and starts what has died.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot("up"); err != nil {
+				return err
+			}
+			l, err := g.layout()
+			if err != nil {
+				return err
+			}
+			assets, err := cluster.FindAssets(guest)
+			if err != nil {
+				return err
+			}
+			opt := cluster.Options{Node: node, Assets: assets}
+			if cmd.Flags().Changed("isolated") {
+				opt.Isolated = &isolated
+			}
+			return runUp(cmd.Context(), cmd.OutOrStdout(), l, opt, foreground)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&isolated, "isolated", false, "put everything into a network namespace of its own, without a route out")
+	f.BoolVar(&foreground, "foreground", false, "stay, and take the cluster down at Ctrl-C")
+	f.StringVar(&node, "node-name", "", "the node's name (default: this host's)")
+	f.StringVar(&guest, "guest", "", "directory of the pod VMs' kernel and initramfs (default: as built)")
+	return cmd
+}
+
+func runUp(ctx context.Context, w io.Writer, l cluster.Layout, opt cluster.Options, foreground bool) error {
+	unlock, err := cluster.Lock(l)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	opt.Progress = progress(w)
+	opt.Preflight = func(ctx context.Context, l cluster.Layout, s cluster.State) error {
+		findings := preflight.Run(ctx, host(l, s, opt.Assets).Checks())
+		for _, f := range findings {
+			if f.Level == preflight.Warn {
+				fmt.Fprintf(w, "  warning: %s: %s\n           %s\n", f.Check, f.Detail, f.Cure)
+			}
+		}
+		return preflight.Err(findings)
+	}
+	res, err := cluster.Up(ctx, l, opt)
+	unlock()
+	if err != nil {
+		return err
+	}
+	printNext(w, l, res, time.Since(began))
+	if !foreground {
+		return nil
+	}
+	return stay(ctx, w, l, opt)
+}
+
+// stay waits for Ctrl-C or for the end of a component, and takes the cluster
+// down.
+func stay(ctx context.Context, w io.Writer, l cluster.Layout, opt cluster.Options) error {
+	fmt.Fprintln(w, "\nCtrl-C takes the cluster down.")
+	died := cluster.Watch(ctx, l)
+	fmt.Fprintln(w, "taking the cluster down")
+	// A second Ctrl-C must not leave half of it behind.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+	defer cancel()
+	unlock, err := cluster.Lock(l)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := cluster.Down(ctx, l, cluster.DownOptions{Assets: opt.Assets, Progress: progress(w)}); err != nil {
+		return err
+	}
+	return died
+}
+
+// progress prints a line a step.
+func progress(w io.Writer) func(cluster.Step) {
+	return func(s cluster.Step) {
+		fmt.Fprintf(w, "  %-20s %6.1fs  %s\n", s.What, s.Took.Seconds(), s.Detail)
+	}
+}
+
+func printNext(w io.Writer, l cluster.Layout, res cluster.Result, took time.Duration) {
+	state := fmt.Sprintf("The cluster is up after %.1f s.", took.Seconds())
+	if res.AlreadyUp {
+		state = "The cluster was up already."
+	}
+	flag := ""
+	if l.DataDir() != cluster.DefaultDataDir {
+		flag = " --data-dir " + l.DataDir()
+	}
+	fmt.Fprintf(w, "\n%s Next:\n\n", state)
+	if !res.State.Isolated {
+		fmt.Fprintf(w, "  export KUBECONFIG=%s\n  kubectl run web --image=atoll.local/web\n\nor, without kubectl of your own:\n\n", l.Kubeconfig())
+	}
+	fmt.Fprintf(w, "  atoll enter%s -- kubectl run web --image=atoll.local/web\n", flag)
+	fmt.Fprintf(w, "  atoll enter%s -- kubectl get pods\n  atoll down%s\n", flag, flag)
+}
+
+// host is what this cluster asks of the machine.
+func host(l cluster.Layout, s cluster.State, a cluster.Assets) preflight.Host {
+	cfg := cluster.ControlPlaneConfig(l, s)
+	return preflight.Host{
+		DataDir:   l.DataDir(),
+		Isolated:  s.Isolated,
+		Running:   len(cluster.Running(l)) > 0,
+		Spherelet: a.Spherelet(),
+		Guest:     a.Guest,
+		Images:    a.Images,
+		NodeName: func() (string, error) {
+			if s.Node != "" {
+				return s.Node, nil
+			}
+			return cluster.DefaultNodeName()
+		},
+		CheckDataDir: func() error { return controlplane.CheckDataDir(l.DataDir()) },
+		Ports:        func() []error { return controlplane.CheckPorts(cfg) },
+		KVM: func(ctx context.Context) (bool, string) {
+			return false, "not probed"
+		},
+		Ranges: []netip.Prefix{cluster.NodeAddress(cfg).Masked(), cfg.ServiceCIDR, cfg.PodCIDR},
+		Link:   cluster.NodeLink,
+	}
+}

@@ -1,0 +1,64 @@
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/supervisor/controlplane"
+)
+
+// ControlPlaneConfig is the control plane's configuration of this cluster.
+func ControlPlaneConfig(l Layout, s State) controlplane.Config {
+	c := controlplane.Default(l.DataDir())
+	if !s.Isolated {
+		// Without upstreams names outside of the cluster do not resolve, and
+		// that is all: a host without resolv.conf is no reason to fail.
+		c.DNSUpstreams, _ = controlplane.HostResolvers("/etc/resolv.conf")
+	}
+	return c
+}
+
+// NodeAddress is the node link's address and the range of all nodes.
+func NodeAddress(c controlplane.Config) netip.Prefix { return netip.PrefixFrom(c.Address, 18) }
+
+// sphereletConfig is the node agent's configuration.
+func sphereletConfig(l Layout, s State, a Assets) v1alpha1.SphereletConfiguration {
+	c := ControlPlaneConfig(l, s)
+	proxy := true
+	return v1alpha1.SphereletConfiguration{
+		APIVersion:          v1alpha1.GroupVersion,
+		Kind:                v1alpha1.SphereletKind,
+		NodeName:            s.Node,
+		NodeIP:              c.Address.String(),
+		DataDir:             l.NodeDir(s.Node),
+		RunDir:              l.NodeRunDir(s.Node),
+		BootstrapKubeconfig: c.BootstrapKubeconfig(),
+		ClientCAFile:        c.ClientCAFile(),
+		ClusterDNS:          []string{c.DNSAddress.String()},
+		ClusterDomain:       c.ClusterDomain,
+		NetworkNamespace:    s.Netns(l),
+		KubeProxy:           &proxy,
+		ClusterCIDR:         c.PodCIDR.String(),
+		Hypervisor:          v1alpha1.HypervisorConfiguration{Guest: a.Guest},
+		Images:              v1alpha1.ImagesConfiguration{HostsDir: l.HostsDir()},
+	}
+}
+
+// writeSphereletConfig writes the node agent's configuration file. It is
+// rewritten by each `up`: what an administrator wants different belongs to
+// flags of `up`, or to a spherelet of their own.
+func writeSphereletConfig(l Layout, s State, a Assets) error {
+	b, err := yaml.Marshal(sphereletConfig(l, s, a))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.NodeDir(s.Node), 0o711); err != nil {
+		return fmt.Errorf("node's data directory: %w", err)
+	}
+	head := []byte("# Written by `atoll up`.\n")
+	return replace(l.SphereletConfig(s.Node), append(head, b...), 0o600)
+}

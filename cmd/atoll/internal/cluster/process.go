@@ -1,0 +1,90 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/cmd/atoll/internal/leftovers"
+	"github.com/openatoll/atoll/cmd/atoll/internal/process"
+	"github.com/openatoll/atoll/supervisor/controlplane"
+)
+
+// Supervise is the supervisor's process: the control plane and the embedded
+// registry. It returns when ctx ends or one of them fails. It must be started
+// in the cluster's network namespace.
+func Supervise(ctx context.Context, l Layout, images string, r *Reporter) error {
+	s, err := ReadState(l)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopped, err := serveRegistry(ctx, l, images, cancel)
+	if err != nil {
+		return err
+	}
+	err = controlplane.Run(ctx, ControlPlaneConfig(l, s), r.Phase)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	cancel(nil)
+	<-stopped
+	return err
+}
+
+// Watch returns when ctx ends (nil) or a component does (which one).
+func Watch(ctx context.Context, l Layout) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, name := range []string{Supervisor, Spherelet} {
+		id, ok := process.Running(l.Record(name))
+		if !ok {
+			return componentEnded(l, name)
+		}
+		go func() {
+			if id.Wait(ctx) == nil {
+				cancel(componentEnded(l, name))
+			}
+		}()
+	}
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func componentEnded(l Layout, name string) error {
+	return component{name: name, log: l.Log(name)}.fail(errors.New("it ended by itself"))
+}
+
+// Restore fills the data directory from a backup, and marks it as Atoll's.
+// What it was told about this host (isolation, the node's name) is kept if
+// the directory has it.
+func Restore(ctx context.Context, l Layout, file string) (controlplane.BackupHeader, error) {
+	s, err := ReadState(l)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return controlplane.BackupHeader{}, err
+	}
+	if _, err := os.Stat(file); err != nil {
+		return controlplane.BackupHeader{}, fmt.Errorf("backup: %w", err)
+	}
+	h, err := controlplane.Restore(ctx, ControlPlaneConfig(l, s), file)
+	if err != nil {
+		return h, err
+	}
+	return h, WriteState(l, s)
+}
+
+// Scope is what a search for the cluster's leftovers looks for.
+func Scope(l Layout) leftovers.Scope {
+	paths := []string{l.DataDir(), l.RunDir()}
+	for _, node := range l.Nodes() {
+		paths = append(paths, l.NodeRunDir(node))
+	}
+	return leftovers.Scope{ID: l.ID(), Paths: paths}
+}

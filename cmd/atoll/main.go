@@ -1,0 +1,11 @@
+// Command atoll brings a Kubernetes cluster up on this machine in which every
+// pod is its own virtual machine.
+package main
+
+import (
+	"os"
+
+	"github.com/openatoll/atoll/cmd/atoll/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }
