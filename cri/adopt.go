@@ -1,0 +1,221 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/vmpod"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+)
+
+const (
+	// orphanGrace is how long things that no record knows are left alone: they
+	// may be the work of a process that is still on its way out.
+	orphanGrace = time.Minute
+	// adoptTimeout bounds the wait for one adopted guest at the start; the
+	// link goes on trying behind it.
+	adoptTimeout = 5 * time.Second
+)
+
+// adopt puts the records and the hypervisor's list together, at the start:
+// machines of known sandboxes are watched again, sandboxes whose machine has
+// gone are marked, what was half made is taken back. fresh says that the state
+// file is new: then nothing is known, and nothing is removed at once.
+func (s *Server) adopt(ctx context.Context, fresh bool) error {
+	machines, err := s.config.Driver.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the host's machines: %w", err)
+	}
+	intents, err := s.store.intents()
+	if err != nil {
+		return fmt.Errorf("read the intents: %w", err)
+	}
+	byID := map[vmpod.ID]vmpod.Machine{}
+	for _, m := range machines {
+		byID[m.Spec().ID] = m
+	}
+	var g errgroup.Group
+	g.SetLimit(statsParallel)
+	for _, sb := range s.store.allSandboxes() {
+		m := byID[sb.VM]
+		if sb.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			continue
+		}
+		if m == nil {
+			s.log.Warn("a sandbox's machine is gone", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID)
+			s.markDead(sb.ID, vmpod.Exit{Reason: vmpod.ExitUnknown, Message: "the hypervisor does not know it any more", At: time.Now()})
+			continue
+		}
+		g.Go(func() error {
+			s.adoptPod(ctx, sb, m)
+			return nil
+		})
+	}
+	g.Wait()
+	half := map[vmpod.ID]bool{}
+	for _, i := range intents {
+		half[i.VM] = true
+		s.background.Go(func() {
+			if err := s.takeBack(i.VM); err != nil {
+				s.log.Error("what was half made could not be taken back; the next start tries again", "pod_uid", i.VM.PodUID, "err", err)
+				return
+			}
+			s.log.Info("half-made sandbox taken back", "pod_uid", i.VM.PodUID, "vm", i.VM.String())
+		})
+	}
+	s.background.Go(func() { s.sweep(half, fresh) })
+	return nil
+}
+
+// adoptPod watches a running machine again and reconciles its containers with
+// what the guest says.
+func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
+	p := s.newPod(sb.ID, sb.VM, m, newLink(m, s.log.With("pod_uid", sb.VM.PodUID)))
+	s.mu.Lock()
+	s.pods[sb.ID] = p
+	s.mu.Unlock()
+	p.wg.Go(p.watchMachine)
+	ready := make(chan struct{})
+	p.wg.Go(func() {
+		defer close(ready)
+		if err := p.reconcile(sb); err != nil && p.ctx.Err() == nil && !isClosed(p.dead) {
+			p.log.Error("an adopted guest could not be reconciled", "err", err)
+		}
+		p.wg.Go(p.followExits)
+	})
+	select {
+	case <-ready:
+		p.log.Info("sandbox is adopted")
+	case <-time.After(adoptTimeout):
+		p.log.Warn("an adopted guest does not answer yet")
+	case <-p.dead:
+	case <-ctx.Done():
+	}
+}
+
+// reconcile compares the containers with the guest's: a start that was not
+// recorded is recorded, logs are resumed, what only the guest knows is
+// removed, what the guest does not know has ended. Volumes are followed again
+// and brought up to date.
+func (p *pod) reconcile(sb *sandbox) error {
+	hello, err := call(p.ctx, p.link, agentapi.AgentService.Hello, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+	if err != nil {
+		return err
+	}
+	guest := map[string]*agentapi.ContainerState{}
+	for _, c := range hello.GetContainers() {
+		guest[c.Id] = c
+	}
+	var errs []error
+	for _, c := range p.s.store.containersOf(p.id) {
+		g := guest[c.ID]
+		delete(guest, c.ID)
+		errs = append(errs, p.reconcileContainer(c, g))
+	}
+	for id := range guest {
+		p.log.Info("removing a container that was half made", "container", id)
+		p.forgetGuestContainer(id)
+	}
+	for _, v := range sb.Volumes {
+		live := &liveVolume{pod: p, volume: v}
+		p.mu.Lock()
+		p.volumes[v.ID] = live
+		p.mu.Unlock()
+		if v.Follow {
+			if err := p.s.watch.add(live); err != nil {
+				p.log.Warn("a volume cannot be followed any more", "volume", v.ID, "err", err)
+				continue
+			}
+			p.wg.Go(live.refresh)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *pod) reconcileContainer(c *container, g *agentapi.ContainerState) error {
+	if c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+		p.process(c.ID).markExited()
+		return nil
+	}
+	if g == nil {
+		return p.containerEnded(&agentapi.ExitRecord{ContainerId: c.ID, ExitCode: 255, Reason: "Unknown", Message: "the guest does not know the container any more", TimeNs: time.Now().UnixNano()})
+	}
+	if g.Phase == agentapi.ContainerState_CREATED {
+		p.process(c.ID)
+		return nil
+	}
+	if c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
+		err := p.s.store.updateContainer(c.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, func(c *container) bool { return running(c, g.StartedNs) })
+		if err != nil {
+			return err
+		}
+	}
+	if err := p.startLog(c); err != nil {
+		return fmt.Errorf("log of container %s: %w", c.ID, err)
+	}
+	// An exit comes by the journal; one that was acknowledged just before the
+	// crash is told by Hello alone.
+	if e := g.GetExit(); g.Phase == agentapi.ContainerState_EXITED && e != nil {
+		p.wg.Go(func() { p.containerEnded(e) })
+	}
+	return nil
+}
+
+// sweep removes, after a while, machines, attachments and disks that neither
+// a record nor an intent knows. The lists are taken first and checked again
+// against the records then; a list that cannot be had removes nothing.
+func (s *Server) sweep(half map[vmpod.ID]bool, fresh bool) {
+	ctx := s.ctx
+	unknown := map[vmpod.ID]bool{}
+	note := func(key string) {
+		if id, err := vmpod.ParseID(key); err == nil && !half[id] && !s.known(id) {
+			unknown[id] = true
+		}
+	}
+	machines, err := s.config.Driver.List(ctx)
+	if err != nil {
+		return
+	}
+	for _, m := range machines {
+		note(m.Spec().ID.String())
+	}
+	if as, err := s.config.Network.List(ctx); err == nil {
+		for _, a := range as {
+			note(a.Key)
+		}
+	}
+	if keys, err := s.config.Ephemeral.List(ctx); err == nil {
+		for _, k := range keys {
+			note(k)
+		}
+	}
+	if len(unknown) == 0 {
+		return
+	}
+	if fresh {
+		s.log.Warn("the state file is new, but the host has pod VMs or their parts: they are removed after a while unless a sandbox claims them", "count", len(unknown))
+	}
+	select {
+	case <-time.After(orphanGrace):
+	case <-ctx.Done():
+		return
+	}
+	for id := range unknown {
+		if err := s.takeBack(id); err != nil {
+			s.log.Error("an orphan could not be removed; the next start tries again", "vm", id.String(), "err", err)
+			continue
+		}
+		s.log.Info("orphan removed, unless a sandbox has claimed it", "vm", id.String())
+	}
+}
+
+// known says whether a record stands for vm.
+func (s *Server) known(vm vmpod.ID) bool {
+	_, ok := s.store.sandboxOfVM(vm)
+	return ok
+}

@@ -1,0 +1,82 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"path"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// unaryEdge is the one place where errors become gRPC statuses, panics become
+// errors and RPCs are logged. Requests are never logged: they carry
+// credentials and environments.
+func (s *Server) unaryEdge(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("a CRI call panicked", "rpc", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
+			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", path.Base(info.FullMethod), p)
+		}
+		s.logRPC(info.FullMethod, start, err)
+	}()
+	resp, err = handler(ctx, req)
+	return resp, toGRPC(err)
+}
+
+func (s *Server) streamEdge(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("a CRI call panicked", "rpc", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
+			err = status.Errorf(codes.Internal, "%s panicked: %v", path.Base(info.FullMethod), p)
+		}
+		s.logRPC(info.FullMethod, start, err)
+	}()
+	return toGRPC(handler(srv, ss))
+}
+
+// toGRPC keeps a status that is one already, and gives every other error the
+// code of its errdefs class.
+func toGRPC(err error) error {
+	if err == nil {
+		return nil
+	}
+	if st, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return st.GRPCStatus().Err()
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, err.Error())
+	}
+	return errgrpc.ToGRPC(err)
+}
+
+func (s *Server) logRPC(method string, start time.Time, err error) {
+	name := path.Base(method)
+	took := time.Since(start)
+	switch {
+	case err != nil && status.Code(err) != codes.NotFound && status.Code(err) != codes.Canceled:
+		s.log.Warn("CRI call failed", "rpc", name, "took", took, "code", status.Code(err).String(), "err", err)
+	case changes(name):
+		s.log.Debug("CRI call", "rpc", name, "took", took)
+	}
+}
+
+// changes tells the calls that change something from those that are polled.
+func changes(rpc string) bool {
+	for _, p := range []string{"Run", "Stop", "Remove", "Create", "Start", "Update", "Pull", "Reopen"} {
+		if strings.HasPrefix(rpc, p) {
+			return true
+		}
+	}
+	return false
+}

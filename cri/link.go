@@ -1,0 +1,141 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/vmpod"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+)
+
+const (
+	// attachTimeout bounds one attempt to reach the agent. A guest that is
+	// slower is asked again: slow is not dead.
+	attachTimeout = 30 * time.Second
+	// attachPause is the longest pause between two attempts.
+	attachPause = 2 * time.Second
+)
+
+// A link keeps a session with the agent of one machine: it attaches, and
+// attaches again when the session breaks, until it is closed.
+type link struct {
+	machine vmpod.Machine
+	log     *slog.Logger
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+
+	mu      sync.Mutex
+	client  *agentapi.Client
+	changed chan struct{} // closed when client changes
+}
+
+// newLink starts to attach; it returns at once.
+func newLink(m vmpod.Machine, log *slog.Logger) *link {
+	l := &link{machine: m, log: log, done: make(chan struct{}), changed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancelCause(context.Background())
+	go l.run()
+	return l
+}
+
+// close ends the session; the guest goes on. Who waits for the agent is told
+// why.
+func (l *link) close(why error) {
+	l.cancel(why)
+	<-l.done
+}
+
+func (l *link) run() {
+	defer close(l.done)
+	pause := 50 * time.Millisecond
+	for l.ctx.Err() == nil {
+		c, err := l.attach()
+		if err != nil {
+			if l.ctx.Err() == nil {
+				l.log.Debug("agent not reached yet", "err", err)
+			}
+			select {
+			case <-time.After(pause):
+			case <-l.ctx.Done():
+			}
+			pause = min(2*pause, attachPause)
+			continue
+		}
+		pause = 50 * time.Millisecond
+		l.set(c)
+		select {
+		case <-c.Done():
+			l.log.Warn("agent session ended, attaching again", "err", c.Err())
+		case <-l.ctx.Done():
+		}
+		l.set(nil)
+		c.Close()
+	}
+}
+
+func (l *link) attach() (*agentapi.Client, error) {
+	ctx, cancel := context.WithTimeout(l.ctx, attachTimeout)
+	defer cancel()
+	conn, err := l.machine.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return agentapi.Attach(ctx, conn)
+}
+
+func (l *link) set(c *agentapi.Client) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.client = c
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// session returns the present session, waiting for one if need be.
+func (l *link) session(ctx context.Context) (*agentapi.Client, error) {
+	for {
+		l.mu.Lock()
+		c, changed := l.client, l.changed
+		l.mu.Unlock()
+		if c != nil && c.Err() == nil {
+			return c, nil
+		}
+		select {
+		case <-changed:
+		case <-l.ctx.Done():
+			return nil, l.gone()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the guest's agent does not answer: %w", ctx.Err())
+		}
+	}
+}
+
+func (l *link) gone() error {
+	cause := context.Cause(l.ctx)
+	if errors.Is(cause, context.Canceled) {
+		cause = errors.New("the pod VM was given up")
+	}
+	return fmt.Errorf("pod VM %s: %w: %w", l.machine.Spec().ID, cause, errdefs.ErrUnavailable)
+}
+
+// call makes one call of the agent's service, which may be repeated, and does
+// so once more if the session broke under it.
+func call[Req, Resp any](ctx context.Context, l *link, method func(agentapi.AgentService, context.Context, *Req) (*Resp, error), req *Req) (*Resp, error) {
+	for try := 0; ; try++ {
+		c, err := l.session(ctx)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := method(c, ctx, req)
+		if err == nil || try > 0 || c.Err() == nil || ctx.Err() != nil {
+			return resp, err
+		}
+	}
+}

@@ -1,0 +1,255 @@
+package cri
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/vmpod"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+)
+
+// A volume is something in the guest that containers of the pod mount.
+type volume struct {
+	// ID names it in the guest: <kind>-<name>.
+	ID string `json:"id"`
+	// Kind is what AddVolume makes.
+	Kind agentapi.AddVolumeRequest_Kind `json:"kind"`
+	// HostPath is where its content comes from (TREE), or the directory that
+	// the kubelet believes to be the volume.
+	HostPath string `json:"hostPath,omitempty"`
+	// File: HostPath is one file, sent as a tree with that file alone.
+	File bool `json:"file,omitempty"`
+	// Follow: HostPath is swapped through `..data`, and the guest follows.
+	Follow    bool   `json:"follow,omitempty"`
+	SizeLimit int64  `json:"sizeLimit,omitempty"`
+	FSGroup   *int64 `json:"fsGroup,omitempty"`
+	// Hash of the tree that was sent last.
+	Hash string `json:"hash,omitempty"`
+}
+
+// A terminationLog is the host file that a container's termination message
+// goes to.
+type terminationLog struct {
+	ContainerPath string `json:"containerPath"`
+	HostPath      string `json:"hostPath"`
+}
+
+// A mountPlan is what became of the mounts of one container: decided before
+// anything is done.
+type mountPlan struct {
+	volumes     []volume
+	mounts      []*agentapi.VolumeMount
+	termination *terminationLog
+	// reported is what ContainerStatus shows.
+	reported []*runtimeapi.Mount
+}
+
+// Names of upstream's volume plug-ins as directories.
+const (
+	pluginEmptyDir = "kubernetes.io~empty-dir"
+	shmVolume      = "shm"
+	shmBytes       = 64 * mib // Docker's and containerd's /dev/shm
+)
+
+// treePlugins are volumes whose files live on the host and are swapped by
+// upstream's atomic writer.
+var treePlugins = map[string]string{
+	"kubernetes.io~configmap":    "configmap",
+	"kubernetes.io~secret":       "secret",
+	"kubernetes.io~projected":    "projected",
+	"kubernetes.io~downward-api": "downward",
+}
+
+// planMounts decides what every mount of a container is. fromKubelet says that
+// a kubelet made the pod: then a path outside its directories is a hostPath
+// volume and refused; other clients' small files are copied in.
+func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimeapi.Mount) (*mountPlan, error) {
+	plan := &mountPlan{}
+	seen := map[string]bool{}
+	for _, m := range mounts {
+		dst := filepath.Clean(m.GetContainerPath())
+		switch {
+		case !filepath.IsAbs(dst) || dst == "/":
+			return nil, refuse("config.mounts", fmt.Sprintf("container_path %q: want an absolute path below /", m.ContainerPath))
+		case m.GetHostPath() == "" || !filepath.IsAbs(m.HostPath):
+			return nil, refuse("config.mounts", fmt.Sprintf("host_path %q of %s: want an absolute path", m.HostPath, dst))
+		}
+		if seen[dst] {
+			return nil, refuse("config.mounts", fmt.Sprintf("two mounts at %s: remove one", dst))
+		}
+		seen[dst] = true
+		if err := plan.add(kubeletRoot, podUID, fromKubelet, m, dst); err != nil {
+			return nil, err
+		}
+	}
+	return plan, nil
+}
+
+func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.Mount, dst string) error {
+	report := &runtimeapi.Mount{
+		ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
+		Propagation: m.Propagation, RecursiveReadOnly: m.RecursiveReadOnly,
+	}
+	vol, sub, termination, err := classify(root, podUID, fromKubelet, filepath.Clean(m.HostPath))
+	switch {
+	case err != nil:
+		return fmt.Errorf("mount %s: %w", dst, err)
+	case termination:
+		if plan.termination != nil {
+			return refuse("config.mounts", "two termination message files")
+		}
+		plan.termination = &terminationLog{ContainerPath: m.ContainerPath, HostPath: filepath.Clean(m.HostPath)}
+		plan.reported = append(plan.reported, report)
+		return nil
+	}
+	vm := &agentapi.VolumeMount{
+		Volume: vol.ID, SubPath: sub, Destination: dst,
+		ReadOnly: m.Readonly, RecursiveReadOnly: m.RecursiveReadOnly, Propagation: propagation(m.Propagation),
+	}
+	if strings.HasPrefix(vol.ID, "host-") {
+		// A copy: what the container wrote there would be lost.
+		vm.ReadOnly, report.Readonly = true, true
+	}
+	plan.mounts = append(plan.mounts, vm)
+	plan.volumes = append(plan.volumes, *vol)
+	plan.reported = append(plan.reported, report)
+	return nil
+}
+
+func propagation(p runtimeapi.MountPropagation) string {
+	switch p {
+	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		return "rslave"
+	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return "rshared"
+	}
+	return "private"
+}
+
+// classify says what a host path is: a volume and a path below it, or the
+// termination message file.
+func classify(root, podUID string, fromKubelet bool, path string) (vol *volume, sub string, termination bool, err error) {
+	if root != "" {
+		rel, ok := below(filepath.Join(root, "pods", podUID), path)
+		if ok {
+			return classifyKubelet(filepath.Join(root, "pods", podUID), rel)
+		}
+		if _, ok := below(root, path); ok {
+			return nil, "", false, refuse("host_path", fmt.Sprintf("%s belongs to the kubelet, not to pod %s", path, podUID))
+		}
+	}
+	if fromKubelet {
+		return nil, "", false, refuse("host_path", fmt.Sprintf("%s is a directory of the node, which a pod VM does not share: use a configMap, an emptyDir or a persistent volume instead of hostPath", path))
+	}
+	if vol, err = hostCopy(path); err == nil && vol.File {
+		sub = filepath.Base(vol.HostPath)
+	}
+	return vol, sub, false, err
+}
+
+// below returns path relative to dir if it lies in it.
+func below(dir, path string) (string, bool) {
+	rel, err := filepath.Rel(dir, path)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return "", false
+	}
+	return rel, true
+}
+
+// classifyKubelet knows the layout of a pod's directory:
+// volumes/<plug-in>/<name>[/<sub path>], etc-hosts,
+// containers/<name>/<id of the termination log>, volume-subpaths/….
+func classifyKubelet(podDir, rel string) (vol *volume, sub string, termination bool, err error) {
+	parts := strings.Split(rel, "/")
+	switch {
+	case rel == "etc-hosts":
+		return &volume{ID: "etc-hosts", Kind: agentapi.AddVolumeRequest_TREE, HostPath: filepath.Join(podDir, rel), File: true}, rel, false, nil
+	case parts[0] == "containers" && len(parts) == 3:
+		return nil, "", true, nil
+	case parts[0] == "volumes" && len(parts) >= 3:
+		vol, err := kubeletVolume(parts[1], parts[2], filepath.Join(podDir, parts[0], parts[1], parts[2]))
+		return vol, filepath.Join(parts[3:]...), false, err
+	case parts[0] == "volume-subpaths" && len(parts) >= 4:
+		vol, err := stockSubPath(podDir, rel, parts[1])
+		if err == nil && vol.File {
+			sub = filepath.Base(vol.HostPath)
+		}
+		return vol, sub, false, err
+	}
+	return nil, "", false, refuse("host_path", fmt.Sprintf("%s is no volume that a pod VM can have", filepath.Join(podDir, rel)))
+}
+
+func kubeletVolume(plugin, name, dir string) (*volume, error) {
+	if kind, ok := treePlugins[plugin]; ok {
+		return &volume{ID: kind + "-" + name, Kind: agentapi.AddVolumeRequest_TREE, HostPath: dir, Follow: true}, nil
+	}
+	if plugin != pluginEmptyDir {
+		return nil, refuse("host_path", fmt.Sprintf("volume %q of plug-in %s: not supported in pod VMs yet: use emptyDir, configMap, secret, projected or downwardAPI", name, strings.ReplaceAll(plugin, "~", "/")))
+	}
+	v := &volume{ID: "emptydir-" + name, Kind: agentapi.AddVolumeRequest_EMPTY_DIR, HostPath: dir}
+	rec, ok, err := vmpod.ReadVolumeRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		if rec.Kind != "emptyDir" {
+			return nil, refuse("host_path", fmt.Sprintf("volume %q: record of kind %q is not known to this version", name, rec.Kind))
+		}
+		v.SizeLimit, v.FSGroup = rec.SizeLimit, rec.FSGroup
+		switch rec.Medium {
+		case "":
+		case "Memory":
+			v.Kind = agentapi.AddVolumeRequest_TMPFS
+		default:
+			return nil, refuse("host_path", fmt.Sprintf("emptyDir %q: medium %q: use \"\" or \"Memory\"", name, rec.Medium))
+		}
+	}
+	return v, nil
+}
+
+// stockSubPath serves a stock kubelet, which bind-mounts sub-paths on the
+// host: of volumes whose files are on the host, they can be copied.
+func stockSubPath(podDir, rel, volName string) (*volume, error) {
+	for plugin := range treePlugins {
+		if _, err := os.Lstat(filepath.Join(podDir, "volumes", plugin, volName)); err == nil {
+			return hostCopy(filepath.Join(podDir, rel))
+		}
+	}
+	return nil, refuse("host_path", fmt.Sprintf("a sub-path of volume %q: only spherelet's kubelet core can give one of a volume that lives in the guest", volName))
+}
+
+// hostCopy is a small file or directory of the host that is copied in once.
+func hostCopy(path string) (*volume, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("host_path %s: %w: create it first: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	fi, err := os.Stat(real)
+	if err != nil {
+		return nil, fmt.Errorf("host_path %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	if !fi.IsDir() && !fi.Mode().IsRegular() {
+		return nil, refuse("host_path", fmt.Sprintf("%s is a %s: sockets and devices of the node cannot be reached from a pod VM", path, kindOf(fi.Mode())))
+	}
+	sum := sha256.Sum256([]byte(real))
+	return &volume{ID: "host-" + hex.EncodeToString(sum[:8]), Kind: agentapi.AddVolumeRequest_TREE, HostPath: real, File: !fi.IsDir()}, nil
+}
+
+func kindOf(m os.FileMode) string {
+	switch {
+	case m&os.ModeSocket != 0:
+		return "socket"
+	case m&os.ModeNamedPipe != 0:
+		return "named pipe"
+	case m&os.ModeDevice != 0:
+		return "device"
+	}
+	return "special file"
+}

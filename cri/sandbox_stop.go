@@ -1,0 +1,151 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/vmpod"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+)
+
+// killTimeout bounds how long a sandbox's end waits for the guest to tell how
+// its containers ended; after that the machine is stopped anyway.
+const killTimeout = 5 * time.Second
+
+// StopPodSandbox kills what runs, stops the machine and gives network and
+// images back. It is idempotent, and what it began goes on when its caller
+// leaves.
+func (r *runtimeService) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	sb, err := r.findSandbox(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.stopSandbox(ctx, sb); err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
+	if sb.Released {
+		return nil
+	}
+	p := s.livePod(sb.ID)
+	if p != nil {
+		unlock, err := p.lock(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if now, ok := s.store.sandbox(sb.ID); !ok || now.Released {
+			return nil
+		}
+		p.killContainers(ctx)
+		if err := p.machine.Stop(ctx, 0); err != nil && !errdefs.IsNotFound(err) {
+			return step("stop the machine", err)
+		}
+		select {
+		case <-p.dead:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p.close(errSandboxStopped)
+	} else {
+		s.markDead(sb.ID, vmpod.Exit{Reason: vmpod.ExitStopped, Message: "the sandbox was stopped", At: time.Now()})
+	}
+	key := sb.VM.String()
+	err := errors.Join(
+		step("detach the network", s.config.Network.Detach(ctx, key)),
+		step("release the images", s.config.Images.Release(ctx, key)),
+	)
+	if err != nil {
+		return err
+	}
+	err = s.store.updateSandbox(sb.ID, noEvent, func(sb *sandbox) { sb.Released = true })
+	s.mu.Lock()
+	delete(s.pods, sb.ID)
+	s.mu.Unlock()
+	s.samples.forget(sb.ID)
+	if err == nil {
+		s.log.Info("sandbox is stopped", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID)
+	}
+	return err
+}
+
+// killContainers ends all containers and lets the guest tell how, as long as
+// it answers in time.
+func (p *pod) killContainers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, c := range p.s.store.containersOf(p.id) {
+		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue
+		}
+		wg.Go(func() {
+			_, err := call(ctx, p.link, agentapi.AgentService.SignalProcess, &agentapi.SignalProcessRequest{ContainerId: c.ID, Signal: uint32(syscall.SIGKILL), All: true})
+			if err != nil && !errdefs.IsNotFound(err) {
+				p.log.Debug("a container could not be killed; its machine goes anyway", "container", c.ID, "err", err)
+				return
+			}
+			select {
+			case <-p.process(c.ID).exited:
+			case <-p.dead:
+			case <-ctx.Done():
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// RemovePodSandbox stops the sandbox if need be and erases every trace of it.
+func (r *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	sb, err := r.findSandbox(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.stopSandbox(ctx, sb); err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+	}
+	if err := r.reclaim(ctx, sb.VM); err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+	}
+	for _, c := range r.store.containersOf(sb.ID) {
+		if err := r.store.removeContainer(c.ID); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.store.removeSandbox(sb.ID); err != nil {
+		return nil, err
+	}
+	r.forgetHint(sb.VM.PodUID)
+	r.log.Info("sandbox is removed", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID)
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// forgetHint drops a pod's hint with its last sandbox, unless a preparation
+// still stands on it.
+func (s *Server) forgetHint(uid string) {
+	if len(s.store.sandboxesOfPod(uid)) > 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	vm := vmpod.ID{PodUID: uid}
+	if s.preps[vm] == nil && s.runs[vm] == nil {
+		delete(s.hints, uid)
+	}
+}

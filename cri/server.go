@@ -1,0 +1,264 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/cri/stream"
+	"github.com/openatoll/atoll/netplugin"
+	"github.com/openatoll/atoll/storage"
+	"github.com/openatoll/atoll/vmpod"
+)
+
+// RuntimeName is what Version answers.
+const RuntimeName = "atoll"
+
+// maxMessage is the largest message on the CRI socket; the kubelet's client
+// uses the same bound.
+const maxMessage = 16 << 20
+
+// Config is what a Server is made of. Driver, Network, Images, Ephemeral and
+// StateDir are required.
+type Config struct {
+	Driver    vmpod.Driver
+	Network   netplugin.Network
+	Images    storage.Images
+	Ephemeral storage.Ephemeral
+	// StateDir holds cri.db (mode 0600); the server makes it.
+	StateDir string
+	// KubeletRoot is the kubelet's root directory: mounts below its pods
+	// directory are known for what they are. Empty: there is no kubelet.
+	KubeletRoot string
+	// DefaultEphemeralBytes is the writable disk of a pod that sets no limit;
+	// default 10 GiB, sparse.
+	DefaultEphemeralBytes int64
+	// GuestOverhead is what a guest keeps for itself, in bytes, when its
+	// containers may use memory bytes. Used only without a Hint.
+	GuestOverhead func(memory int64) int64
+	// PrepareTTL is how long a preparation waits for its sandbox; default 5
+	// minutes.
+	PrepareTTL time.Duration
+	// BootTimeout bounds the time from Launch to the agent's answer; default
+	// 90 s (a loaded host without KVM).
+	BootTimeout time.Duration
+	// StreamAddr is where exec, attach and port-forward are served; default
+	// 127.0.0.1:0. It must be a loopback address: who has a URL's token is let
+	// in.
+	StreamAddr string
+	// Version is answered as the runtime's version.
+	Version string
+	// Info is shown by `crictl info`, next to what the server knows: the
+	// accelerator, the guest kernel and the like.
+	Info func() map[string]string
+	// Logger; default slog.Default().
+	Logger *slog.Logger
+}
+
+// A Server is the CRI of one host. It also is a vmpod.Preparer.
+type Server struct {
+	config  Config
+	log     *slog.Logger
+	store   *store
+	streams *stream.Server
+	watch   *treeWatcher
+	samples *cpuSamples
+
+	// ctx lives as long as the server; what outlives an RPC runs under it.
+	ctx        context.Context
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+
+	mu    sync.Mutex
+	pods  map[string]*pod // by sandbox ID; only what has a machine
+	preps map[vmpod.ID]*preparation
+	runs  map[vmpod.ID]*flight
+	hints map[string]*vmpod.Hint // by pod UID
+
+	grpcMu sync.Mutex
+	grpc   *grpc.Server
+
+	fsMu   sync.Mutex
+	fsPath string // see containerFS
+}
+
+var _ vmpod.Preparer = (*Server)(nil)
+
+// New opens the state, finds the machines that run, adopts those that belong
+// to a known sandbox and takes back what was left half made. It returns an
+// error, having touched nothing, when the hypervisor's list cannot be had: an
+// unsynced list is no ground to act on.
+func New(ctx context.Context, config Config) (*Server, error) {
+	if config.Driver == nil || config.Network == nil || config.Images == nil || config.Ephemeral == nil || config.StateDir == "" {
+		return nil, fmt.Errorf("cri: Driver, Network, Images, Ephemeral and StateDir are required: %w", errdefs.ErrInvalidArgument)
+	}
+	config.setDefaults()
+	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
+		return nil, err
+	}
+	st, fresh, err := openStore(filepath.Join(config.StateDir, "cri.db"))
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		config:  config,
+		log:     config.Logger,
+		store:   st,
+		samples: newCPUSamples(),
+		pods:    map[string]*pod{},
+		preps:   map[vmpod.ID]*preparation{},
+		runs:    map[vmpod.ID]*flight{},
+		hints:   map[string]*vmpod.Hint{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if s.watch, err = newTreeWatcher(s); err == nil {
+		s.streams, err = stream.New(config.StreamAddr, streamRuntime{s}, s.log)
+	}
+	if err == nil {
+		err = s.adopt(ctx, fresh)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.DefaultEphemeralBytes <= 0 {
+		c.DefaultEphemeralBytes = defaultEphemeral
+	}
+	if c.GuestOverhead == nil {
+		c.GuestOverhead = defaultGuestOverhead
+	}
+	if c.PrepareTTL <= 0 {
+		c.PrepareTTL = 5 * time.Minute
+	}
+	if c.BootTimeout <= 0 {
+		c.BootTimeout = 90 * time.Second
+	}
+	if c.StreamAddr == "" {
+		c.StreamAddr = "127.0.0.1:0"
+	}
+	if c.Version == "" {
+		c.Version = "0.0.0"
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+}
+
+// Listen makes the unix socket for Serve, mode 0600, replacing one that a
+// dead process left.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, err
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("CRI socket %s is served by another process: stop it or choose another socket: %w", path, errdefs.ErrAlreadyExists)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	// The directory is closed while the socket has not got its mode yet.
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Serve answers on l until ctx ends, l fails or Close is called. RPCs under
+// way are given a second to end.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(s.unaryEdge),
+		grpc.ChainStreamInterceptor(s.streamEdge),
+	)
+	runtimeapi.RegisterRuntimeServiceServer(srv, &runtimeService{Server: s})
+	runtimeapi.RegisterImageServiceServer(srv, &imageService{Server: s})
+	s.grpcMu.Lock()
+	s.grpc = srv
+	s.grpcMu.Unlock()
+
+	stop := context.AfterFunc(ctx, func() { stopGracefully(srv) })
+	defer stop()
+	if s.ctx.Err() != nil {
+		srv.Stop()
+	}
+	err := srv.Serve(l)
+	if errors.Is(err, grpc.ErrServerStopped) || ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func stopGracefully(srv *grpc.Server) {
+	t := time.AfterFunc(time.Second, srv.Stop)
+	defer t.Stop()
+	srv.GracefulStop()
+}
+
+// Close ends the server. Pods keep running: the next New adopts them.
+// Preparations that no sandbox has used are taken back at the next start.
+func (s *Server) Close() error {
+	s.grpcMu.Lock()
+	if s.grpc != nil {
+		stopGracefully(s.grpc)
+	}
+	s.grpcMu.Unlock()
+	s.cancel()
+	var err error
+	if s.streams != nil {
+		err = s.streams.Close()
+	}
+	s.mu.Lock()
+	pods := make([]*pod, 0, len(s.pods))
+	for _, p := range s.pods {
+		pods = append(pods, p)
+	}
+	s.mu.Unlock()
+	for _, p := range pods {
+		p.close(errServerClosed)
+	}
+	if s.watch != nil {
+		s.watch.close()
+	}
+	s.background.Wait()
+	for _, p := range s.preps { // nobody else is left
+		if p.kit != nil && p.kit.link != nil {
+			p.expire.Stop()
+			p.kit.link.close(errServerClosed)
+		}
+	}
+	return errors.Join(err, s.store.close())
+}
+
+var errServerClosed = errors.New("the runtime is shutting down")
+
+// runtimeService and imageService are the two gRPC services of one server.
+type runtimeService struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	*Server
+}
+
+type imageService struct {
+	runtimeapi.UnimplementedImageServiceServer
+	*Server
+}

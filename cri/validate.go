@@ -1,0 +1,120 @@
+package cri
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// refuse says that a field cannot be honoured, and what to do instead.
+func refuse(field, why string) error {
+	return fmt.Errorf("%s: %s: %w", field, why, errdefs.ErrInvalidArgument)
+}
+
+// checkSandboxConfig refuses what a pod VM cannot honour. Nothing is silently
+// ignored.
+func checkSandboxConfig(c *runtimeapi.PodSandboxConfig, handler string) error {
+	m := c.GetMetadata()
+	if m == nil || m.Name == "" || m.Namespace == "" {
+		return refuse("config.metadata", "name and namespace are required")
+	}
+	if err := checkPodUID(m.Uid); err != nil {
+		return err
+	}
+	if handler != "" && handler != RuntimeName {
+		return refuse("runtime_handler", fmt.Sprintf("%q is not known: leave it empty or use %q", handler, RuntimeName))
+	}
+	if c.GetWindows() != nil {
+		return refuse("config.windows", "pod VMs run Linux: use a Windows node")
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	if err := checkNamespaces("config.linux.security_context.namespace_options", sc.GetNamespaceOptions(), true); err != nil {
+		return err
+	}
+	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), "", sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
+	return nil
+}
+
+func checkNamespaces(field string, o *runtimeapi.NamespaceOption, sandbox bool) error {
+	const own = "a pod VM has its own kernel and cannot join the node's"
+	switch {
+	case o.GetNetwork() == runtimeapi.NamespaceMode_NODE:
+		return refuse(field+".network", own+" network (hostNetwork): use a Service, or a hostPort where the node's network has them")
+	case o.GetPid() == runtimeapi.NamespaceMode_NODE:
+		return refuse(field+".pid", own+" processes (hostPID): use shareProcessNamespace to see the pod's")
+	case o.GetIpc() == runtimeapi.NamespaceMode_NODE:
+		return refuse(field+".ipc", own+" IPC objects (hostIPC): containers of one pod share IPC already")
+	case sandbox && o.GetPid() == runtimeapi.NamespaceMode_TARGET:
+		return refuse(field+".pid", "TARGET is for containers")
+	case o.GetUsernsOptions() != nil && o.GetUsernsOptions().GetMode() != runtimeapi.NamespaceMode_NODE:
+		return refuse(field+".userns_options", "user namespaces are not supported: leave hostUsers unset; the VM's boundary is stronger than theirs")
+	}
+	return nil
+}
+
+// checkLSM refuses security modules that the guest kernel does not run.
+func checkLSM(field string, apparmor *runtimeapi.SecurityProfile, old string, se *runtimeapi.SELinuxOption) error {
+	if apparmor != nil && apparmor.ProfileType != runtimeapi.SecurityProfile_Unconfined {
+		return refuse(field+".apparmor", "the guest kernel has no AppArmor: leave the profile unset or Unconfined; seccomp works")
+	}
+	if apparmor == nil && old != "" && old != "unconfined" {
+		return refuse(field+".apparmor_profile", "the guest kernel has no AppArmor: leave the profile unset or unconfined; seccomp works")
+	}
+	if se.GetUser() != "" || se.GetRole() != "" || se.GetType() != "" || se.GetLevel() != "" {
+		return refuse(field+".selinux_options", "the guest kernel has no SELinux: leave the options unset")
+	}
+	return nil
+}
+
+// checkContainerConfig refuses what a container in a pod VM cannot honour.
+func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
+	if c.GetMetadata().GetName() == "" {
+		return refuse("config.metadata", "name is required")
+	}
+	if c.GetImage().GetImage() == "" {
+		return refuse("config.image", "image is required")
+	}
+	if len(c.GetDevices()) > 0 {
+		return refuse("config.devices", fmt.Sprintf("%s is a device of the node, which a pod VM does not see: use a volume", c.Devices[0].HostPath))
+	}
+	if len(c.GetCDIDevices()) > 0 {
+		return refuse("config.CDI_devices", fmt.Sprintf("%s: device plug-ins and CDI are not supported in pod VMs", c.CDIDevices[0].Name))
+	}
+	if c.GetWindows() != nil {
+		return refuse("config.windows", "pod VMs run Linux: use a Windows node")
+	}
+	for _, m := range c.GetMounts() {
+		if m.GetImage().GetImage() != "" {
+			return refuse("config.mounts", fmt.Sprintf("image volume %q at %s: not supported yet; copy its files in an init container instead", m.Image.Image, m.ContainerPath))
+		}
+		if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
+			return refuse("config.mounts", fmt.Sprintf("%s: id-mapped mounts are not supported", m.ContainerPath))
+		}
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	if err := checkNamespaces("config.linux.security_context.namespace_options", sc.GetNamespaceOptions(), false); err != nil {
+		return err
+	}
+	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), sc.GetApparmorProfile(), sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		id   *runtimeapi.Int64Value
+	}{{"run_as_user", sc.GetRunAsUser()}, {"run_as_group", sc.GetRunAsGroup()}} {
+		if v := f.id.GetValue(); v < 0 || v > 1<<32-2 {
+			return refuse("config.linux.security_context."+f.name, fmt.Sprintf("%d is not an id", v))
+		}
+	}
+	if len(c.GetLinux().GetResources().GetHugepageLimits()) > 0 {
+		for _, h := range c.Linux.Resources.HugepageLimits {
+			if h.Limit > 0 {
+				return refuse("config.linux.resources.hugepage_limits", "guests have no huge pages of "+h.PageSize+": remove the hugepages- resource")
+			}
+		}
+	}
+	return nil
+}
