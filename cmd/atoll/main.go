@@ -6,6 +6,10 @@ import (
 	"os"
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/cli"
+	"github.com/openatoll/atoll/vmpod/qemu"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+func main() {
+	qemu.RunProbeChild() // does not return in the child of a KVM probe
+	os.Exit(cli.Main(os.Args[1:]))
+}

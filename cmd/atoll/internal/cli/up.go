@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"github.com/openatoll/atoll/cmd/atoll/internal/cluster"
 	"github.com/openatoll/atoll/cmd/atoll/internal/preflight"
 	"github.com/openatoll/atoll/supervisor/controlplane"
+	"github.com/openatoll/atoll/vmpod/qemu"
 )
 
 func newUp(g *globals) *cobra.Command {
@@ -141,9 +143,22 @@ func host(l cluster.Layout, s cluster.State, a cluster.Assets) preflight.Host {
 		CheckDataDir: func() error { return controlplane.CheckDataDir(l.DataDir()) },
 		Ports:        func() []error { return controlplane.CheckPorts(cfg) },
 		KVM: func(ctx context.Context) (bool, string) {
-			return false, "not probed"
+			return probeKVM(ctx, l, s)
 		},
-		Ranges: []netip.Prefix{cluster.NodeAddress(cfg).Masked(), cfg.ServiceCIDR, cfg.PodCIDR},
+		Ranges: []netip.Prefix{cluster.NodeRange(cfg), cfg.ServiceCIDR, cfg.PodCIDR},
 		Link:   cluster.NodeLink,
 	}
+}
+
+// probeKVM keeps what it finds with the node's data, if there is any yet.
+func probeKVM(ctx context.Context, l cluster.Layout, s cluster.State) (bool, string) {
+	dir := l.NodeDir(s.Node)
+	if _, err := os.Stat(dir); err != nil || s.Node == "" {
+		if dir, err = os.MkdirTemp("", "atoll-kvm-"); err != nil {
+			return false, err.Error()
+		}
+		defer os.RemoveAll(dir)
+	}
+	r := qemu.ProbeKVM(ctx, dir)
+	return r.Usable, r.Reason
 }

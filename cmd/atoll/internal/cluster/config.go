@@ -22,8 +22,8 @@ func ControlPlaneConfig(l Layout, s State) controlplane.Config {
 	return c
 }
 
-// NodeAddress is the node link's address and the range of all nodes.
-func NodeAddress(c controlplane.Config) netip.Prefix { return netip.PrefixFrom(c.Address, 18) }
+// NodeRange holds the addresses of all nodes.
+func NodeRange(c controlplane.Config) netip.Prefix { return netip.PrefixFrom(c.Address, 18).Masked() }
 
 // sphereletConfig is the node agent's configuration.
 func sphereletConfig(l Layout, s State, a Assets) v1alpha1.SphereletConfiguration {

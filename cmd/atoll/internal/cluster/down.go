@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/hostnet"
+	"github.com/openatoll/atoll/cmd/atoll/internal/leftovers"
 )
 
 // DownOptions of `down`.
@@ -90,7 +91,8 @@ func (d *down) run(ctx context.Context) error {
 		// second `down` can do its work.
 		return errors.Join(d.errs...)
 	}
-	d.do("network", d.network)
+	d.do("network", func() (string, error) { return d.network(ctx) })
+	d.do("cgroups", func() (string, error) { return "", d.cgroups() })
 	d.do("run directories", d.runDirs)
 	if d.opt.Purge {
 		d.do("data", d.purge)
@@ -127,7 +129,7 @@ func lastLine(b []byte) string {
 	return string(b[bytes.LastIndexByte(b, '\n')+1:])
 }
 
-func (d *down) network() (string, error) {
+func (d *down) network(ctx context.Context) (string, error) {
 	if d.state.Isolated {
 		there, err := hostnet.Exists(d.NetnsName())
 		if err != nil || !there {
@@ -135,18 +137,34 @@ func (d *down) network() (string, error) {
 		}
 		return "namespace " + d.NetnsName() + " removed", hostnet.Remove(d.NetnsName())
 	}
-	return "link " + NodeLink + " removed", errors.Join(d.removeLink(""), d.restoreSysctls())
+	removed, err := d.removeLink(ctx)
+	if !removed {
+		return "", err
+	}
+	return "link " + NodeLink + " removed", err
 }
 
-// restoreSysctls puts the host's settings back as `up` found them.
-func (d *down) restoreSysctls() error {
+// cgroups removes the cluster's groups, and the one above that all clusters
+// share unless another is in it. What is not empty holds a process, and stays
+// to be found.
+func (d *down) cgroups() error {
 	var errs []error
-	for name, value := range d.state.Sysctls {
-		file := filepath.Join("/proc/sys", name)
-		if now, err := os.ReadFile(file); err != nil || string(trimSpace(now)) == value {
-			continue
+	for _, root := range leftovers.CgroupRoots() {
+		dir := filepath.Join(root, d.ID())
+		var dirs []string
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		errs = append(errs, err)
+		for i := len(dirs) - 1; i >= 0; i-- {
+			if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+			}
 		}
-		errs = append(errs, os.WriteFile(file, []byte(value), 0o644))
+		_ = os.Remove(root)
 	}
 	return errors.Join(errs...)
 }

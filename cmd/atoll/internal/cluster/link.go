@@ -1,24 +1,66 @@
 package cluster
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/hostnet"
+	"github.com/openatoll/atoll/netplugin/tap"
 )
 
 // NodeLink carries the node's address.
 const NodeLink = "atoll0"
 
-func (l Layout) linkOwner() string { return "atoll " + l.ID() }
-
-func (l Layout) ensureLink(netns string, addr netip.Prefix) (made bool, err error) {
-	err = hostnet.Do(netns, func() error {
-		made, err = hostnet.EnsureLink(NodeLink, l.linkOwner(), addr)
-		return err
+// ensureLink makes the node link in the cluster's network namespace.
+func (l Layout) ensureLink(ctx context.Context, s State, addr netip.Addr) error {
+	if !s.Isolated {
+		if err := l.claimHost(); err != nil {
+			return err
+		}
+	}
+	// A wider prefix would route its whole range into the link.
+	return hostnet.Do(s.Netns(l), func() error {
+		return tap.EnsureNodeLink(ctx, NodeLink, []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())})
 	})
-	return made, err
 }
 
-func (l Layout) removeLink(netns string) error {
-	return hostnet.Do(netns, func() error { return hostnet.RemoveLink(NodeLink, l.linkOwner()) })
+// removeLink removes the host's node link if it is this cluster's; that of an
+// isolated cluster goes with its network namespace.
+func (l Layout) removeLink(ctx context.Context) (removed bool, err error) {
+	owner, err := os.ReadFile(l.claimFile())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && string(owner) != l.ID() {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("host's network: %w", err)
+	}
+	if err := tap.RemoveNodeLink(ctx, NodeLink); err != nil {
+		return false, err
+	}
+	return true, os.Remove(l.claimFile())
+}
+
+// claimFile names the one cluster that uses the host's network.
+func (l Layout) claimFile() string { return filepath.Join(filepath.Dir(l.RunDir()), "host-network") }
+
+func (l Layout) claimHost() error {
+	owner, err := os.ReadFile(l.claimFile())
+	if err == nil && string(owner) != l.ID() {
+		return fmt.Errorf("another cluster (run directory %s) uses the host's network; take it down, or use --isolated: %w",
+			filepath.Join(filepath.Dir(l.RunDir()), string(owner)), errdefs.ErrAlreadyExists)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("host's network: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(l.claimFile()), 0o755); err != nil {
+		return fmt.Errorf("host's network: %w", err)
+	}
+	return os.WriteFile(l.claimFile(), []byte(l.ID()), 0o644)
 }

@@ -23,10 +23,10 @@ func DefaultNodeName() (string, error) {
 func nodeName(host string) (string, error) {
 	name := strings.ToLower(strings.TrimSpace(host))
 	if short, _, _ := strings.Cut(name, "."); name == "" || short == "localhost" {
-		return "", fmt.Errorf("this host is named %q, which names no host; set a name with hostnamectl or use --node-name: %w", host, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("%q names no host; set a name with hostnamectl or use --node-name: %w", host, errdefs.ErrFailedPrecondition)
 	}
 	if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
-		return "", fmt.Errorf("the host's name %q cannot name a Node (%s); use --node-name: %w", host, errs[0], errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("%q cannot name a Node (%s); use another --node-name: %w", host, errs[0], errdefs.ErrFailedPrecondition)
 	}
 	return name, nil
 }

@@ -28,9 +28,6 @@ type State struct {
 	Created  time.Time `json:"created"`
 	Isolated bool      `json:"isolated"`
 	Node     string    `json:"node"`
-	// Sysctls of the host as they were before `up` changed them; down puts
-	// them back.
-	Sysctls map[string]string `json:"sysctls,omitempty"`
 }
 
 // Netns is the path of the cluster's network namespace, empty for the host's.

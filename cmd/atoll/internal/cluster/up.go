@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -61,7 +60,9 @@ type up struct {
 	opt   Options
 	state State
 	last  time.Time
-	// undo takes back what this call did, last first.
+	// fresh says that nothing ran before, and something was changed since.
+	fresh bool
+	// undo takes back what this call started beside what ran, last first.
 	undo []func(context.Context) error
 }
 
@@ -83,7 +84,7 @@ func Up(ctx context.Context, l Layout, opt Options) (Result, error) {
 		// Taken back even if ctx has ended, but not for ever.
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
-		return Result{}, errors.Join(err, u.rollback(cctx))
+		return Result{}, errors.Join(err, u.takeBack(cctx))
 	}
 	return Result{State: u.state, AlreadyUp: already}, nil
 }
@@ -91,30 +92,27 @@ func Up(ctx context.Context, l Layout, opt Options) (Result, error) {
 // chooseState joins what is recorded and what is asked for.
 func chooseState(l Layout, opt Options) (State, error) {
 	s, err := ReadState(l)
-	fresh := errdefs.IsNotFound(err)
-	if err != nil && !fresh {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return s, err
 	}
 	if opt.Isolated != nil {
-		if !fresh && s.Isolated != *opt.Isolated && len(Running(l)) > 0 {
+		if s.Isolated != *opt.Isolated && len(Running(l)) > 0 {
 			return s, fmt.Errorf("the cluster in %s runs with --isolated=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), s.Isolated, errdefs.ErrFailedPrecondition)
 		}
 		s.Isolated = *opt.Isolated
 	}
-	switch {
-	case opt.Node != "" && s.Node != "" && opt.Node != s.Node:
-		return s, fmt.Errorf("the node of the cluster in %s is %q, not %q; leave the flag out or use another data directory: %w", l.DataDir(), s.Node, opt.Node, errdefs.ErrFailedPrecondition)
-	case opt.Node != "":
-		s.Node = opt.Node
-	case s.Node == "":
+	if opt.Node == "" && s.Node == "" {
 		s.Node, err = DefaultNodeName()
-	default:
-		err = nil
+		return s, err
 	}
-	if errdefs.IsNotFound(err) {
-		err = nil
+	if opt.Node != "" && s.Node != "" && opt.Node != s.Node {
+		return s, fmt.Errorf("the node of the cluster in %s is %q, not %q; leave the flag out or use another data directory: %w", l.DataDir(), s.Node, opt.Node, errdefs.ErrFailedPrecondition)
 	}
-	return s, err
+	if s.Node == "" {
+		s.Node, err = nodeName(opt.Node)
+		return s, err
+	}
+	return s, nil
 }
 
 // Running returns the names of the components that run.
@@ -136,7 +134,12 @@ func (u *up) step(what, detail string) {
 
 func (u *up) onFailure(f func(context.Context) error) { u.undo = append(u.undo, f) }
 
-func (u *up) rollback(ctx context.Context) error {
+// takeBack leaves this host as the call found it: a cluster of which nothing
+// ran goes down as a whole, one that was repaired keeps what ran before.
+func (u *up) takeBack(ctx context.Context) error {
+	if u.fresh {
+		return Down(ctx, u.Layout, DownOptions{Assets: u.opt.Assets})
+	}
 	var errs []error
 	for i := len(u.undo) - 1; i >= 0; i-- {
 		errs = append(errs, u.undo[i](ctx))
@@ -153,10 +156,11 @@ func (u *up) run(ctx context.Context) (already bool, err error) {
 			u.step("preflight", "")
 		}
 	}
+	u.fresh = len(Running(u.Layout)) == 0
 	if err := u.dataDir(); err != nil {
 		return false, err
 	}
-	if err := u.network(); err != nil {
+	if err := u.network(ctx); err != nil {
 		return false, err
 	}
 	sup, supRan, err := u.supervisor(ctx)
@@ -178,9 +182,6 @@ func (u *up) run(ctx context.Context) (already bool, err error) {
 }
 
 func (u *up) dataDir() error {
-	if !u.state.Isolated && u.state.Sysctls == nil {
-		u.state.Sysctls = readSysctls()
-	}
 	_, err := os.Stat(u.DataDir())
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if err := WriteState(u.Layout, u.state); err != nil {
@@ -193,25 +194,21 @@ func (u *up) dataDir() error {
 }
 
 // network makes the cluster's network namespace and the node link in it.
-func (u *up) network() error {
+func (u *up) network(ctx context.Context) error {
 	if u.state.Isolated {
 		made, err := hostnet.Ensure(u.NetnsName())
 		if err != nil {
 			return err
 		}
 		if made {
-			u.onFailure(func(context.Context) error { return hostnet.Remove(u.NetnsName()) })
 			u.step("network namespace", u.NetnsName())
 		}
 	}
-	made, err := u.ensureLink(u.state.Netns(u.Layout), NodeAddress(ControlPlaneConfig(u.Layout, u.state)))
-	if err != nil {
+	cfg := ControlPlaneConfig(u.Layout, u.state)
+	if err := u.ensureLink(ctx, u.state, cfg.Address); err != nil {
 		return err
 	}
-	if made {
-		u.onFailure(func(context.Context) error { return u.removeLink(u.state.Netns(u.Layout)) })
-		u.step("node link", NodeLink)
-	}
+	u.step("node link", NodeLink+" "+cfg.Address.String())
 	return nil
 }
 
@@ -234,24 +231,4 @@ func (u *up) spherelet(ctx context.Context) (component, bool, error) {
 	}
 	u.step("spherelet", "pid "+strconv.Itoa(c.id.PID))
 	return c, false, nil
-}
-
-// sysctls of the host that running a node changes.
-var sysctls = []string{"net/ipv4/ip_forward"}
-
-func readSysctls() map[string]string {
-	m := map[string]string{}
-	for _, name := range sysctls {
-		if b, err := os.ReadFile(filepath.Join("/proc/sys", name)); err == nil {
-			m[name] = string(trimSpace(b))
-		}
-	}
-	return m
-}
-
-func trimSpace(b []byte) []byte {
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == ' ') {
-		b = b[:len(b)-1]
-	}
-	return b
 }
