@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -114,21 +113,25 @@ func startServer(t *testing.T, cfg Config) *server {
 	t.Helper()
 	s, err := tryServer(cfg)
 	if err != nil {
-		log, _ := os.ReadFile(filepath.Join(cfg.DataDir, "test.log"))
+		log, _ := os.ReadFile(cfg.DataDir + ".log")
 		if len(log) > 6000 {
 			log = log[len(log)-6000:]
 		}
 		t.Fatalf("control plane: %v\n%s", err, log)
 	}
-	t.Cleanup(func() { s.cmd.Process.Kill(); s.cmd.Wait() })
+	t.Cleanup(func() {
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+		if keep := os.Getenv("ATOLL_TEST_LOG"); keep != "" {
+			b, _ := os.ReadFile(cfg.DataDir + ".log")
+			os.WriteFile(keep, b, 0o600)
+		}
+	})
 	return s
 }
 
 func tryServer(cfg Config) (*server, error) {
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, err
-	}
-	log, err := os.OpenFile(filepath.Join(cfg.DataDir, "test.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(cfg.DataDir+".log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}

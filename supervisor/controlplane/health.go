@@ -221,7 +221,7 @@ func (s *supervisor) checkMetrics(ctx context.Context) (string, error) {
 }
 
 func (s *supervisor) checkApprover() (string, error) {
-	if s.approver == nil || !s.approver.Synced() {
+	if a := s.approver.Load(); a == nil || !a.Synced() {
 		return "", fmt.Errorf("has not read the certificate requests yet")
 	}
 	return "watching", nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -90,10 +91,9 @@ type supervisor struct {
 	failed chan error // the first failures of components; never blocks
 
 	etcd     *embed.Etcd
-	clients  *group // what talks to the API server
-	apis     *group // the API server
-	approver *approver.Controller
-	dns      *dns.Server
+	clients  *group                              // what talks to the API server
+	apis     *group                              // the API server, and the watch over etcd
+	approver atomic.Pointer[approver.Controller] // read by the health server
 	health   *healthServer
 }
 
@@ -199,6 +199,7 @@ func (s *supervisor) startAll(ctx context.Context) error {
 	if s.etcd, err = startEtcd(ctx, c); err != nil {
 		return err
 	}
+	s.start(s.apis, "etcd", func(ctx context.Context) error { return waitEtcd(ctx, s.etcd) })
 	s.done(PhaseEtcd, "on "+c.etcdSocket())
 	if s.health, err = serveHealth(s); err != nil {
 		return err
@@ -220,11 +221,31 @@ func (s *supervisor) startAll(ctx context.Context) error {
 		return err
 	}
 	s.done(PhaseAPIServer, c.Server())
+	return s.startRest(ctx, admin, client)
+}
 
-	if err := s.startControllers(ctx); err != nil {
-		return err
+// startRest starts what talks to the API server: all side by side, since each
+// waits for the others' work, and reported in order.
+func (s *supervisor) startRest(ctx context.Context, admin *rest.Config, client kubernetes.Interface) error {
+	c := s.config
+	s.start(s.clients, "kube-controller-manager", func(ctx context.Context) error {
+		return runControllerManager(ctx, c.controllerManagerArgs())
+	})
+	s.start(s.clients, "kube-scheduler", func(ctx context.Context) error { return runScheduler(ctx, c.schedulerArgs()) })
+	addonsDone := make(chan error, 1)
+	go func() { addonsDone <- s.installAddons(ctx, admin, client) }()
+	for _, component := range []struct {
+		phase string
+		port  int
+	}{{PhaseControllerManager, controllerManagerPort}, {PhaseScheduler, schedulerPort}} {
+		url := fmt.Sprintf("https://127.0.0.1:%d/healthz", component.port)
+		if err := poll(ctx, component.phase, func() error { return s.get(ctx, url) }); err != nil {
+			<-addonsDone
+			return err
+		}
+		s.done(component.phase, fmt.Sprintf("healthy on 127.0.0.1:%d", component.port))
 	}
-	if err := s.installAddons(ctx, admin, client); err != nil {
+	if err := <-addonsDone; err != nil {
 		return err
 	}
 	s.done(PhaseAddons, "rights, Services and policies in place")
@@ -237,25 +258,6 @@ func (s *supervisor) startAll(ctx context.Context) error {
 	// What a start has allocated is mostly garbage by now.
 	debug.FreeOSMemory()
 	s.done(PhaseReady, "kubeconfig "+c.Kubeconfig())
-	return nil
-}
-
-func (s *supervisor) startControllers(ctx context.Context) error {
-	c := s.config
-	s.start(s.clients, "kube-controller-manager", func(ctx context.Context) error {
-		return runControllerManager(ctx, c.controllerManagerArgs())
-	})
-	s.start(s.clients, "kube-scheduler", func(ctx context.Context) error { return runScheduler(ctx, c.schedulerArgs()) })
-	for _, component := range []struct {
-		phase string
-		port  int
-	}{{PhaseControllerManager, controllerManagerPort}, {PhaseScheduler, schedulerPort}} {
-		url := fmt.Sprintf("https://127.0.0.1:%d/healthz", component.port)
-		if err := poll(ctx, component.phase, func() error { return s.get(ctx, url) }); err != nil {
-			return err
-		}
-		s.done(component.phase, fmt.Sprintf("healthy on 127.0.0.1:%d", component.port))
-	}
 	return nil
 }
 
@@ -276,12 +278,9 @@ func (s *supervisor) installAddons(ctx context.Context, admin *rest.Config, clie
 	if err := addons.Apply(ctx, dyn, objects); err != nil {
 		return err
 	}
-	return ensureBootstrapToken(ctx, c, client, time.Now())
-}
-
-// startAddons starts what needs the rights that the add-ons gave.
-func (s *supervisor) startAddons(ctx context.Context) error {
-	c := s.config
+	if err := ensureBootstrapToken(ctx, c, client, time.Now()); err != nil {
+		return err
+	}
 	for _, need := range []access{
 		{coreDNS, "list", "discovery.k8s.io", "endpointslices", ""},
 		{metricsServer, "list", "", "nodes", ""},
@@ -292,13 +291,27 @@ func (s *supervisor) startAddons(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// startAddons starts what needs the rights that installAddons gave.
+func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startApprover(); err != nil {
 		return err
 	}
+	metricsDone := make(chan error, 1)
+	go func() { metricsDone <- s.startMetrics(ctx) }()
+	c := s.config
 	if err := s.startDNS(ctx); err != nil {
+		<-metricsDone
 		return err
 	}
-	return s.startMetrics(ctx)
+	s.done(PhaseDNS, fmt.Sprintf("%s on %s:%d", c.ClusterDomain, c.Address, c.DNSPort))
+	if err := <-metricsDone; err != nil {
+		return err
+	}
+	s.done(PhaseMetrics, fmt.Sprintf("on %s:%d, every %s", c.Address, c.MetricsPort, metricsserver.Resolution))
+	return nil
 }
 
 func (s *supervisor) startApprover() error {
@@ -310,8 +323,9 @@ func (s *supervisor) startApprover() error {
 	if err != nil {
 		return err
 	}
-	s.approver = approver.New(client, s.log)
-	s.start(s.clients, "csr-approver", s.approver.Run)
+	controller := approver.New(client, s.log)
+	s.approver.Store(controller)
+	s.start(s.clients, "csr-approver", controller.Run)
 	return nil
 }
 
@@ -325,21 +339,18 @@ func (s *supervisor) startDNS(ctx context.Context) (err error) {
 		}
 		upstreams = append(upstreams, a)
 	}
-	if s.dns, err = dns.Start(dns.Config{
+	server, err := dns.Start(dns.Config{
 		Listen:     netip.AddrPortFrom(c.Address, c.DNSPort),
 		Ready:      netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsReadyPort),
 		Domain:     c.ClusterDomain,
 		Kubeconfig: c.componentKubeconfig(coreDNS),
 		Upstreams:  upstreams,
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
-	s.start(s.clients, "dns", func(context.Context) error { s.dns.Wait(); return nil })
-	if err := s.dns.WaitReady(ctx); err != nil {
-		return err
-	}
-	s.done(PhaseDNS, fmt.Sprintf("%s on %s:%d", c.ClusterDomain, c.Address, c.DNSPort))
-	return nil
+	s.start(s.clients, "dns", server.Run)
+	return server.WaitReady(ctx)
 }
 
 func (s *supervisor) startMetrics(ctx context.Context) error {
@@ -358,11 +369,7 @@ func (s *supervisor) startMetrics(ctx context.Context) error {
 	}
 	s.start(s.clients, "metrics-server", server.Run)
 	url := fmt.Sprintf("https://%s:%d/livez", c.Address, c.MetricsPort)
-	if err := poll(ctx, "metrics-server", func() error { return s.get(ctx, url) }); err != nil {
-		return err
-	}
-	s.done(PhaseMetrics, fmt.Sprintf("on %s:%d, every %s", c.Address, c.MetricsPort, metricsserver.Resolution))
-	return nil
+	return poll(ctx, "metrics-server", func() error { return s.get(ctx, url) })
 }
 
 // stop takes the layers down from the top; it may be called in any state.
@@ -371,22 +378,14 @@ func (s *supervisor) stop() {
 	if s.health != nil {
 		s.health.close()
 	}
-	if s.clients != nil {
-		s.clients.cancel()
-		if s.dns != nil {
-			if err := s.dns.Stop(); err != nil {
-				s.log.Warn("DNS did not stop cleanly", "error", err)
-			}
-		}
-		if !s.clients.stop(clientsStopTimeout) {
-			s.log.Warn("controllers did not stop in time", "timeout", clientsStopTimeout)
-		}
-		if !s.apis.stop(apiServerStopTimeout) {
-			s.log.Warn("the API server still had requests when its time was up", "timeout", apiServerStopTimeout)
-		}
+	if s.clients != nil && !s.clients.stop(clientsStopTimeout) {
+		s.log.Warn("controllers did not stop in time", "timeout", clientsStopTimeout)
+	}
+	if s.apis != nil && !s.apis.stop(apiServerStopTimeout) {
+		s.log.Warn("the API server still had requests when its time was up", "timeout", apiServerStopTimeout)
 	}
 	if s.etcd != nil {
-		s.etcd.Close()
+		stopEtcd(s.etcd)
 	}
 	s.log.Info("control plane stopped", "took", time.Since(began))
 }

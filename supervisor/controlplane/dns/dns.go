@@ -4,6 +4,7 @@ package dns
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/loadbalance"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/template"
+	"k8s.io/klog/v2"
 )
 
 // A Config says where to listen and what to answer.
@@ -105,6 +107,8 @@ func Start(c Config) (*Server, error) {
 	}
 	caddy.Quiet, dnsserver.Quiet = true, true
 	instance, err := caddy.Start(caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text), ServerTypeName: "dns"})
+	// CoreDNS' plug-in makes the whole process' klog its own.
+	klog.ClearLogger()
 	if err != nil {
 		return nil, fmt.Errorf("DNS on %s: %w", c.Listen, err)
 	}
@@ -134,18 +138,18 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Wait returns when the server has stopped.
-func (s *Server) Wait() { s.instance.Wait() }
-
-// Stop closes the listeners and ends the watches. Stop twice is once.
-func (s *Server) Stop() error {
-	err := s.instance.Stop()
-	for _, e := range s.instance.ShutdownCallbacks() {
-		if err == nil {
-			err = e
-		}
+// Run blocks until ctx ends, and stops the server then, or until the server
+// has ended by itself.
+func (s *Server) Run(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() { s.instance.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return fmt.Errorf("DNS on %s has stopped listening", s.config.Listen)
+	case <-ctx.Done():
 	}
-	return err
+	err := s.instance.Stop()
+	return errors.Join(append(s.instance.ShutdownCallbacks(), err)...)
 }
 
 // Lookup asks the server at addr for the IPv4 addresses of name.
