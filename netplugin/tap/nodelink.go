@@ -21,7 +21,11 @@ const nodeLinkAlias = "atoll: node addresses"
 // what matters is that it holds addresses that are no other interface's. The
 // addresses should be /32: a wider one routes its whole range into nothing.
 // An interface of that name that somebody else made is ErrAlreadyExists.
-func EnsureNodeLink(ctx context.Context, name string, addrs []netip.Prefix) error {
+//
+// routed are ranges that are nobody's address but must have a way to be sent,
+// for nftables to redirect them: the Services'. Without a default route the
+// node itself could not even try to connect to them.
+func EnsureNodeLink(ctx context.Context, name string, addrs []netip.Prefix, routed ...netip.Prefix) error {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("interface %s: netlink: %w", name, err)
@@ -48,7 +52,23 @@ func EnsureNodeLink(ctx context.Context, name string, addrs []netip.Prefix) erro
 	if err := nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("interface %s: up: %w", name, err)
 	}
-	return setAddresses(nl, link, addrs)
+	if err := setAddresses(nl, link, addrs); err != nil {
+		return err
+	}
+	for _, p := range routed {
+		p = p.Masked()
+		route := &netlink.Route{
+			LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK,
+			Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+		}
+		if len(addrs) > 0 {
+			route.Src = addrs[0].Addr().AsSlice()
+		}
+		if err := nl.RouteReplace(route); err != nil {
+			return fmt.Errorf("interface %s: route to %s: %w", name, p, err)
+		}
+	}
+	return nil
 }
 
 func setAddresses(nl *netlink.Handle, link netlink.Link, addrs []netip.Prefix) error {
