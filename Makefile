@@ -83,7 +83,7 @@ lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 	@$(GO) run ./internal/testsum lint
 
 bench: build ## measure; prints a table, writes build/bench.json
-	@$(GO) run ./cmd/atoll-bench -out build/bench.json
+	@$(GO) run ./cmd/bench -out build/bench.json
 
 # golangci-lint is not packaged by Debian. Its own module pins its version.
 bin/golangci-lint: tools/go.mod tools/go.sum

@@ -29,14 +29,23 @@ func NewLayout(dataDir string) (Layout, error) {
 	if err != nil {
 		return Layout{}, fmt.Errorf("data directory %q: %w", dataDir, err)
 	}
-	// Through a symbolic link the same directory must give the same cluster.
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
-	}
+	abs = resolve(abs)
 	if abs == "/" {
 		return Layout{}, fmt.Errorf("data directory / cannot be used; choose one of its own, such as %s: %w", DefaultDataDir, errdefs.ErrInvalidArgument)
 	}
 	return Layout{data: abs}, nil
+}
+
+// resolve follows symbolic links in as much of path as there is, so that one
+// directory is one cluster whatever it is called, before and after it is made.
+func resolve(path string) string {
+	if path == "/" {
+		return path
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return filepath.Join(resolve(filepath.Dir(path)), filepath.Base(path))
 }
 
 // DataDir is absolute.

@@ -63,7 +63,7 @@ func (u *up) ready(ctx context.Context, sup, node component) error {
 	name := "kubernetes.default.svc." + cfg.ClusterDomain + "."
 	dial := hostnet.Dialer(u.state.Netns(u.Layout))
 	err = until(ctx, addonLimit, 100*time.Millisecond, func(ctx context.Context) error {
-		return resolve(ctx, dial, server, name)
+		return lookup(ctx, dial, server, name)
 	})
 	if err != nil {
 		return sup.fail(fmt.Errorf("DNS does not answer at %s: %w", server, err))
@@ -156,8 +156,8 @@ func nodeReady(n *corev1.Node) error {
 	return errors.New("it has not reported its condition yet")
 }
 
-// resolve asks a DNS server for the A record of an absolute name.
-func resolve(ctx context.Context, dial hostnet.DialFunc, server netip.AddrPort, name string) error {
+// lookup asks a DNS server for the A record of an absolute name.
+func lookup(ctx context.Context, dial hostnet.DialFunc, server netip.AddrPort, name string) error {
 	qname, err := dnsmessage.NewName(name)
 	if err != nil {
 		return err

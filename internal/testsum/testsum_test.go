@@ -1,0 +1,54 @@
+package main
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestCounter(t *testing.T) {
+	const p = `"Package":"github.com/openatoll/atoll/x"`
+	c := newCounter(map[string]bool{"x.TestVM": true})
+	for line := range strings.Lines(`
+{"Action":"run",` + p + `,"Test":"TestA"}
+{"Action":"pass",` + p + `,"Test":"TestA"}
+{"Action":"run",` + p + `,"Test":"TestB"}
+{"Action":"run",` + p + `,"Test":"TestB/one"}
+{"Action":"run",` + p + `,"Test":"TestB/two"}
+{"Action":"pass",` + p + `,"Test":"TestB/one"}
+{"Action":"output",` + p + `,"Test":"TestB/two","Output":"    x_test.go:1: wrong\n"}
+{"Action":"fail",` + p + `,"Test":"TestB/two"}
+{"Action":"output",` + p + `,"Test":"TestB","Output":"--- FAIL: TestB (0.00s)\n"}
+{"Action":"fail",` + p + `,"Test":"TestB"}
+{"Action":"output",` + p + `,"Test":"TestS","Output":"    x_test.go:9: needs a unicorn\n"}
+{"Action":"skip",` + p + `,"Test":"TestS"}
+{"Action":"skip",` + p + `,"Test":"TestVM"}
+{"Action":"fail",` + p + `}
+not json
+{"Action":"build-output","ImportPath":"y","Output":"y.go:1: no\n"}
+{"Action":"fail","Package":"github.com/openatoll/atoll/y"}
+`) {
+		c.line([]byte(line))
+	}
+	if c.passed != 2 {
+		t.Errorf("passed %d, want 2", c.passed)
+	}
+	if want := []string{"x.TestB/two", "y"}; !reflect.DeepEqual(c.result.failed, want) {
+		t.Errorf("failed %q, want %q", c.result.failed, want)
+	}
+	if want := []string{"x.TestS: x_test.go:9: needs a unicorn"}; !reflect.DeepEqual(c.skipped, want) {
+		t.Errorf("skipped %q, want %q", c.skipped, want)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	if _, err := choose([]string{"nonsense"}); err == nil {
+		t.Error("a suite that is not known")
+	}
+	if _, err := choose(nil); err == nil {
+		t.Error("no suite")
+	}
+	if s, err := choose([]string{"e2e", "unit"}); err != nil || len(s) != 2 || s[0].name != "e2e" {
+		t.Errorf("choose = %v, %v", s, err)
+	}
+}
