@@ -127,6 +127,10 @@ func (c Config) versionFile() string    { return filepath.Join(c.DataDir, "versi
 func (c Config) clusterFile() string    { return filepath.Join(c.DataDir, "cluster.json") }
 func (c Config) encryptionFile() string { return c.pkiPath("encryption.yaml") }
 
+// unsafePathCharacters end a word, a list's entry or a URL's path in CoreDNS'
+// configuration, upstream's flags or etcd's endpoints.
+const unsafePathCharacters = " \t\r\n\"'`{}#\\,?%"
+
 // Validate returns an ErrInvalidArgument that names the first field that is
 // wrong, what it was and what it must be.
 func (c Config) Validate() error {
@@ -139,6 +143,8 @@ func (c Config) Validate() error {
 		return bad("DataDir", c.DataDir, "an absolute path")
 	case !filepath.IsAbs(c.RunDir):
 		return bad("RunDir", c.RunDir, "an absolute path")
+	case strings.ContainsAny(c.DataDir+c.RunDir, unsafePathCharacters):
+		return bad("DataDir or RunDir", fmt.Sprintf("%q, %q", c.DataDir, c.RunDir), "free of spaces, quotes and "+`{}#\,?%`+", which the components' configurations cannot hold")
 	case len(c.RunDir) > 80:
 		return bad("RunDir", c.RunDir, "at most 80 bytes long, because socket paths end at 107")
 	case !c.Address.Is4() || c.Address.IsUnspecified() || c.Address.IsLoopback() || c.Address.IsMulticast():

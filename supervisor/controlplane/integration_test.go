@@ -127,6 +127,9 @@ func TestControlPlane(t *testing.T) {
 	}
 	t.Run("health after kill", func(t *testing.T) { checkHealth(t, cfg) })
 	s.stop(t)
+	if left, err := os.ReadDir(cfg.RunDir); err != nil || len(left) > 0 {
+		t.Errorf("left in the run directory: %v (err %v)", left, err)
+	}
 }
 
 func phaseNames(s *server) (names []string) {

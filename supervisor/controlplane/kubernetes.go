@@ -97,10 +97,12 @@ func (c Config) controllerManagerArgs() []string {
 		fmt.Sprintf("--node-cidr-mask-size=%d", c.NodeMask),
 		"--service-cluster-ip-range=" + c.ServiceCIDR.String(),
 		// The plug-in prober makes this directory; the default is in /usr.
-		"--flex-volume-plugin-dir=" + filepath.Join(c.RunDir, "flexvolume"),
+		"--flex-volume-plugin-dir=" + c.flexVolumeDir(),
 		"--profiling=false",
 	}
 }
+
+func (c Config) flexVolumeDir() string { return filepath.Join(c.RunDir, "flexvolume") }
 
 func (c Config) schedulerArgs() []string {
 	kubeconfig := c.componentKubeconfig(scheduler)
