@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+)
+
+// A result is one figure, as build/bench.json has it.
+type result struct {
+	Name   string  `json:"name"`
+	Unit   string  `json:"unit"`
+	N      int     `json:"n"`
+	Median float64 `json:"median"`
+	P99    float64 `json:"p99"`
+	// Ratio of the median to the median of the figure named by Of, if any.
+	Ratio float64 `json:"ratio,omitempty"`
+	Of    string  `json:"of,omitempty"`
+	// Reach is the promise as text, OK whether it was kept; without a promise
+	// Reach is empty and OK true.
+	Reach string `json:"reach,omitempty"`
+	OK    bool   `json:"ok"`
+}
+
+type results []result
+
+// add records samples and returns their median.
+func (rs *results) add(name, unit string, samples []float64) *result {
+	s := slices.Sorted(slices.Values(samples))
+	*rs = append(*rs, result{Name: name, Unit: unit, N: len(s), Median: quantile(s, 0.5), P99: quantile(s, 0.99), OK: true})
+	r := &(*rs)[len(*rs)-1]
+	say("%s: median %.1f %s, p99 %.1f, n=%d", name, r.Median, unit, r.P99, r.N)
+	return r
+}
+
+// quantile of sorted samples, by linear interpolation between ranks.
+func quantile(s []float64, q float64) float64 {
+	if len(s) == 0 {
+		return math.NaN()
+	}
+	at := q * float64(len(s)-1)
+	i := int(at)
+	if i+1 == len(s) {
+		return s[i]
+	}
+	return s[i] + (at-float64(i))*(s[i+1]-s[i])
+}
+
+// to sets the ratio to another figure and, if most > 0, its promise.
+func (r *result) to(rs results, of string, most float64) {
+	for _, o := range rs {
+		if o.Name == of {
+			r.Of, r.Ratio = of, r.Median/o.Median
+		}
+	}
+	if most > 0 {
+		r.Reach, r.OK = fmt.Sprintf("<= %g x %s", most, of), r.Ratio <= most
+	}
+}
+
+// most sets a promise on the median.
+func (r *result) most(limit float64) {
+	r.Reach, r.OK = fmt.Sprintf("<= %g %s", limit, r.Unit), r.Median <= limit
+}
+
+// table prints the figures for people.
+func (rs results) table(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "FIGURE\tMEDIAN\tP99\tN\tRATIO\tREACH\tKEPT")
+	for _, r := range rs {
+		ratio, kept := "", ""
+		if r.Of != "" {
+			ratio = fmt.Sprintf("%.2f x %s", r.Ratio, r.Of)
+		}
+		if r.Reach != "" {
+			kept = map[bool]string{true: "yes", false: "NO"}[r.OK]
+		}
+		fmt.Fprintf(tw, "%s\t%.1f %s\t%.1f\t%d\t%s\t%s\t%s\n", r.Name, r.Median, r.Unit, r.P99, r.N, ratio, r.Reach, kept)
+	}
+	tw.Flush()
+	// The same as Go benchmark lines, for benchstat.
+	fmt.Fprintln(w)
+	for _, r := range rs {
+		fmt.Fprintf(w, "Benchmark/%s 1 %g %s\n", r.Name, r.Median, r.Unit)
+	}
+}
+
+func (rs results) write(path string) error {
+	b, err := json.MarshalIndent(rs, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
