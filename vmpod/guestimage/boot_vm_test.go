@@ -70,7 +70,7 @@ func TestBoot(t *testing.T) {
 			console, took := boot(t, g)
 			t.Logf("QEMU's start to its end: %v", took.Round(time.Millisecond))
 			for _, want := range []string{
-				"HELLO " + g.KernelRelease, "CRUN \"crun version", "FS erofs true", "FS overlay true", "FS ext4 true", "FS cgroup2 true",
+				"HELLO " + g.KernelRelease, "CRUN \"crun version", "FS erofs true", "FS overlay true", "FS ext4 true", "FS cgroup2 true", "CONTAINER pid 1 host box",
 			} {
 				if !strings.Contains(console, want) {
 					t.Errorf("no %q on the console", want)
