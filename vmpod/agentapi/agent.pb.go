@@ -635,6 +635,7 @@ type SetupSandboxRequest struct {
 	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SharePid      bool                   `protobuf:"varint,9,opt,name=share_pid,json=sharePid,proto3" json:"share_pid,omitempty"`                // one PID namespace for all containers
 	EphemeralDisk string                 `protobuf:"bytes,10,opt,name=ephemeral_disk,json=ephemeralDisk,proto3" json:"ephemeral_disk,omitempty"` // serial of the writable disk; empty: tmpfs
+	PodUid        string                 `protobuf:"bytes,11,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`                      // for the guest's log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -735,6 +736,13 @@ func (x *SetupSandboxRequest) GetSharePid() bool {
 func (x *SetupSandboxRequest) GetEphemeralDisk() string {
 	if x != nil {
 		return x.EphemeralDisk
+	}
+	return ""
+}
+
+func (x *SetupSandboxRequest) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
 	}
 	return ""
 }
@@ -1160,6 +1168,8 @@ type CreateContainerRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The OCI runtime spec as JSON. root.path and mounts of host files are
 	// empty or ignored: the rootfs comes from image_disk, volumes from mounts.
+	// Network, IPC and UTS namespaces are the VM's; a PID namespace whose path
+	// is "container:<id>" is that of another container. Hooks are refused.
 	Spec                   []byte         `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	ImageDisk              string         `protobuf:"bytes,3,opt,name=image_disk,json=imageDisk,proto3" json:"image_disk,omitempty"` // serial of the EROFS disk
 	ReadonlyRootfs         bool           `protobuf:"varint,4,opt,name=readonly_rootfs,json=readonlyRootfs,proto3" json:"readonly_rootfs,omitempty"`
@@ -1350,10 +1360,9 @@ func (x *VolumeMount) GetRecursiveReadOnly() bool {
 }
 
 type CreateContainerResponse struct {
-	state                    protoimpl.MessageState `protogen:"open.v1"`
-	TerminationMessageVolume string                 `protobuf:"bytes,1,opt,name=termination_message_volume,json=terminationMessageVolume,proto3" json:"termination_message_volume,omitempty"`
-	unknownFields            protoimpl.UnknownFields
-	sizeCache                protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerResponse) Reset() {
@@ -1384,13 +1393,6 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *CreateContainerResponse) GetTerminationMessageVolume() string {
-	if x != nil {
-		return x.TerminationMessageVolume
-	}
-	return ""
 }
 
 type StartProcessRequest struct {
@@ -3009,7 +3011,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aCREATED\x10\x00\x12\v\n" +
 	"\aRUNNING\x10\x01\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x02\"\xd3\x03\n" +
+	"\x06EXITED\x10\x02\"\xec\x03\n" +
 	"\x13SetupSandboxRequest\x12\x19\n" +
 	"\bclock_ns\x18\x01 \x01(\x03R\aclockNs\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12\x1a\n" +
@@ -3026,7 +3028,8 @@ const file_agent_proto_rawDesc = "" +
 	"\asysctls\x18\b \x03(\v20.atoll.agent.v1.SetupSandboxRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
 	"\tshare_pid\x18\t \x01(\bR\bsharePid\x12%\n" +
 	"\x0eephemeral_disk\x18\n" +
-	" \x01(\tR\rephemeralDisk\x1a:\n" +
+	" \x01(\tR\rephemeralDisk\x12\x17\n" +
+	"\apod_uid\x18\v \x01(\tR\x06podUid\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
@@ -3078,9 +3081,8 @@ const file_agent_proto_rawDesc = "" +
 	"\vdestination\x18\x03 \x01(\tR\vdestination\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12 \n" +
 	"\vpropagation\x18\x05 \x01(\tR\vpropagation\x12.\n" +
-	"\x13recursive_read_only\x18\x06 \x01(\bR\x11recursiveReadOnly\"W\n" +
-	"\x17CreateContainerResponse\x12<\n" +
-	"\x1atermination_message_volume\x18\x01 \x01(\tR\x18terminationMessageVolume\"\x93\x01\n" +
+	"\x13recursive_read_only\x18\x06 \x01(\bR\x11recursiveReadOnly\"\x19\n" +
+	"\x17CreateContainerResponse\"\x93\x01\n" +
 	"\x13StartProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +

@@ -1,0 +1,189 @@
+package podinit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+	"golang.org/x/sys/unix"
+)
+
+// errNoDevice is what waiting for a device ends with.
+var errNoDevice = errdefs.ErrUnavailable
+
+// places are the directories of the agent; see doc.go.
+type places struct {
+	run, disk, etc, volumes, images, bundles, crun string
+}
+
+func layoutAt(run string) places {
+	at := func(name string) string { return filepath.Join(run, name) }
+	return places{run: run, disk: at("disk"), etc: at("etc"), volumes: at("v"), images: at("images"), bundles: at("c"), crun: at("crun")}
+}
+
+func (p places) make() error {
+	for _, d := range []string{p.run, p.disk, p.etc, p.volumes, p.images, p.bundles, p.crun} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// An agent is the guest's side of agentapi.
+type agent struct {
+	places places
+	reaper *reaper
+	exits  *exitJournal
+	images *imageMounts
+	usage  *usageCache
+
+	// setup serialises SetupSandbox; ready is set when it has succeeded.
+	setup sync.Mutex
+
+	mu         sync.Mutex
+	ready      bool
+	sharedPID  string // path of the pod's PID namespace, empty if not shared
+	podUID     string
+	volumes    map[string]*volume
+	containers map[string]*container
+	creating   map[string]*sync.Mutex // serialises work on one container or volume
+	cdev       bool                   // the kernel can restrict devices
+}
+
+func newAgent(p places) *agent {
+	return &agent{
+		places: p, reaper: newReaper(), exits: newExitJournal(), images: newImageMounts(p.images), usage: newUsageCache(),
+		volumes: map[string]*volume{}, containers: map[string]*container{}, creating: map[string]*sync.Mutex{},
+		cdev: haveBPF(),
+	}
+}
+
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}$`)
+
+// checkID refuses what cannot be a file name of ours.
+func checkID(what, id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("%s id %q: want 1 to 128 characters of [a-zA-Z0-9_.-], not beginning with a dot or dash: %w", what, id, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// requireSandbox is the gate: nothing but Hello passes before SetupSandbox.
+func (a *agent) requireSandbox() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.ready {
+		return fmt.Errorf("the sandbox is not set up; call SetupSandbox first: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// lockOf serialises work on one object without holding up the others.
+func (a *agent) lockOf(key string) *sync.Mutex {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l, ok := a.creating[key]
+	if !ok {
+		l = &sync.Mutex{}
+		a.creating[key] = l
+	}
+	return l
+}
+
+func (a *agent) container(id string) (*container, error) {
+	if err := a.requireSandbox(); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, ok := a.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("container %q is not in this VM: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// Hello says who answers; it works at any time.
+func (a *agent) Hello(ctx context.Context, _ *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
+	resp := &agentapi.HelloResponse{Version: Version, Features: features(), UptimeNs: uptime()}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		resp.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	resp.BootId = strings.TrimSpace(string(boot))
+	a.mu.Lock()
+	resp.SandboxReady = a.ready
+	all := make([]*container, 0, len(a.containers))
+	for _, c := range a.containers {
+		all = append(all, c)
+	}
+	a.mu.Unlock()
+	for _, c := range all {
+		resp.Containers = append(resp.Containers, c.state())
+	}
+	return resp, nil
+}
+
+func uptime() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return ts.Nano()
+}
+
+// features are words for what this kernel can do.
+func features() []string {
+	var out []string
+	for name, file := range map[string]string{
+		"seccomp": "/proc/sys/kernel/seccomp/actions_avail", "apparmor": "/sys/module/apparmor/parameters/enabled",
+		"userns": "/proc/self/ns/user", "cgroup2": cgroupRoot + "/cgroup.controllers",
+	} {
+		if _, err := os.Stat(file); err == nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// haveBPF says whether the device cgroup, a BPF program in version 2, works.
+func haveBPF() bool {
+	_, _, errno := unix.Syscall(unix.SYS_BPF, 0, 0, 0)
+	return errno != unix.ENOSYS
+}
+
+// Acknowledge lets the journals go.
+func (a *agent) Acknowledge(ctx context.Context, r *agentapi.AcknowledgeRequest) (*agentapi.AcknowledgeResponse, error) {
+	if err := a.requireSandbox(); err != nil {
+		return nil, err
+	}
+	if r.Logs > 0 {
+		c, err := a.container(r.ContainerId)
+		if err != nil {
+			return nil, err
+		}
+		c.logs.ack(r.Logs)
+	}
+	if r.Exits > 0 {
+		a.exits.ack(r.Exits)
+	}
+	return &agentapi.AcknowledgeResponse{}, nil
+}
+
+// Shutdown ends everything and powers off, behind its own answer.
+func (a *agent) Shutdown(ctx context.Context, _ *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {
+	go func() {
+		time.Sleep(50 * time.Millisecond) // the answer leaves
+		killCgroup(podCgroup)
+		unix.Sync()
+		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}()
+	return &agentapi.ShutdownResponse{}, nil
+}

@@ -1,0 +1,114 @@
+package podinit
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"golang.org/x/sys/unix"
+)
+
+// A mountSpec is one mount that the machine itself needs.
+type mountSpec struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+func mountAll(specs []mountSpec) error {
+	for _, m := range specs {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	return nil
+}
+
+const quietMount = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// mountBase mounts what loading modules and logging need.
+func mountBase() error {
+	return mountAll([]mountSpec{
+		{"proc", "/proc", "proc", quietMount, ""},
+		{"sysfs", "/sys", "sysfs", quietMount, ""},
+		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+	})
+}
+
+// mountRest mounts everything else, and hands out the cgroup controllers.
+func mountRest() error {
+	err := mountAll([]mountSpec{
+		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"},
+		{"shm", "/dev/shm", "tmpfs", quietMount, "mode=1777,size=65536k"},
+		{"mqueue", "/dev/mqueue", "mqueue", quietMount, ""},
+		{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+		{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"cgroup2", cgroupRoot, "cgroup2", quietMount, "nsdelegate,memory_recursiveprot"},
+	})
+	if err != nil {
+		return err
+	}
+	// Containers may ask for their mounts to be seen by their neighbours.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share mounts: %w", err)
+	}
+	if err := os.MkdirAll(podCgroup, 0o755); err != nil {
+		return err
+	}
+	enableControllers(cgroupRoot)
+	enableControllers(podCgroup)
+	return nil
+}
+
+// leaveInitramfs puts a bind mount of the root over the root. The content is
+// the same, but pivot_root(2), refused on the very first mount, works from
+// then on, without copying the initramfs anywhere.
+func leaveInitramfs() error {
+	const over = "/mnt"
+	if err := os.MkdirAll(over, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/", over, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind the root: %w", err)
+	}
+	if err := unix.Chdir(over); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("change the root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// loadModules loads the modules of a directory in the order of their names
+// and frees the memory that their files took. A directory that is not there
+// means a kernel that has everything built in.
+func loadModules(dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, "*.ko"))
+	sort.Strings(files)
+	for _, file := range files {
+		if err := loadModule(file); err != nil && !errors.Is(err, unix.EEXIST) {
+			// Some drivers are for devices that this machine has not.
+			slog.Warn("kernel module was not loaded", "module", filepath.Base(file), "error", err)
+		}
+		os.Remove(file)
+	}
+}
+
+func loadModule(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.FinitModule(int(f.Fd()), "", 0)
+}

@@ -1,0 +1,263 @@
+package podinit
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// maxUnacked is what a container's journal holds that the host has not
+	// acknowledged; then its writer waits, and so does the container's pipe.
+	maxUnacked = 32 << 20
+	// segmentSize is how large one file of a journal grows; whole files are
+	// dropped when all in them is acknowledged.
+	segmentSize = 1 << 20
+)
+
+// A logJournal is the output of one container: LogRecords in files, counted
+// from 1, kept until they are acknowledged. One goroutine appends; any number
+// read. It lives and ends with the machine, so it is never synced to disk.
+type logJournal struct {
+	dir   string
+	limit int64 // bytes that may wait for acknowledgement
+	segsz int64
+
+	mu       sync.Mutex
+	segments []*segment // oldest first; the last one grows
+	next     uint64     // offset of the next record
+	acked    uint64
+	bytes    int64
+	eof      bool
+	closed   bool
+	changed  chan struct{} // closed and replaced at every change
+}
+
+type segment struct {
+	f     *os.File
+	first uint64
+	last  uint64 // 0: empty
+	size  int64
+	refs  int // readers in it; the file is closed with the last one
+	gone  bool
+}
+
+func newLogJournal(dir string) (*logJournal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &logJournal{dir: dir, limit: maxUnacked, segsz: segmentSize, next: 1, changed: make(chan struct{})}, nil
+}
+
+// append numbers the records and writes them in one go. It waits while too
+// much is unacknowledged, unless the journal is closed.
+func (j *logJournal) append(records ...*agentapi.LogRecord) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.bytes >= j.limit && !j.closed {
+		c := j.changed
+		j.mu.Unlock()
+		<-c
+		j.mu.Lock()
+	}
+	if j.closed {
+		return os.ErrClosed
+	}
+	var buf []byte
+	first := j.next
+	for _, rec := range records {
+		rec.Offset = j.next
+		j.next++
+		j.eof = j.eof || rec.Eof
+		at := len(buf)
+		buf = append(buf, 0, 0, 0, 0)
+		var err error
+		if buf, err = (proto.MarshalOptions{}).MarshalAppend(buf, rec); err != nil {
+			return err
+		}
+		binary.BigEndian.PutUint32(buf[at:], uint32(len(buf)-at-4))
+	}
+	seg, err := j.tail(first)
+	if err != nil {
+		return err
+	}
+	if _, err := seg.f.WriteAt(buf, seg.size); err != nil {
+		return fmt.Errorf("log journal: %w", err)
+	}
+	seg.size += int64(len(buf))
+	seg.last = j.next - 1
+	j.bytes += int64(len(buf))
+	j.wake()
+	return nil
+}
+
+// tail returns the segment to write to, a new one if the last is full.
+func (j *logJournal) tail(first uint64) (*segment, error) {
+	if n := len(j.segments); n > 0 && j.segments[n-1].size < j.segsz {
+		return j.segments[n-1], nil
+	}
+	f, err := os.OpenFile(filepath.Join(j.dir, strconv.FormatUint(first, 10)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log journal: %w", err)
+	}
+	os.Remove(f.Name()) // it is ours alone, and its space goes with us
+	s := &segment{f: f, first: first}
+	j.segments = append(j.segments, s)
+	return s, nil
+}
+
+func (j *logJournal) wake() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// ack drops the segments that hold nothing behind offset.
+func (j *logJournal) ack(offset uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if offset <= j.acked {
+		return
+	}
+	j.acked = min(offset, j.next-1)
+	for len(j.segments) > 0 && j.segments[0].last <= j.acked {
+		s := j.segments[0]
+		if len(j.segments) == 1 && s.size < j.segsz {
+			break // it still grows
+		}
+		j.drop(s)
+		j.segments = j.segments[1:]
+	}
+	j.wake()
+}
+
+func (j *logJournal) drop(s *segment) {
+	j.bytes -= s.size
+	s.gone = true
+	if s.refs == 0 {
+		s.f.Close()
+	}
+}
+
+// close frees the files; readers and the writer end.
+func (j *logJournal) close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return
+	}
+	j.closed = true
+	for _, s := range j.segments {
+		j.drop(s)
+	}
+	j.segments = nil
+	j.wake()
+}
+
+// follow calls each with every record from an offset on (0: the oldest kept),
+// as they come, until the one with eof, or until stop is closed. An offset
+// that is already dropped is ErrOutOfRange; the oldest one kept is in it.
+func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.LogRecord) error) error {
+	var seg *segment
+	var pos int64
+	defer func() { j.release(seg) }()
+	for {
+		var size int64
+		var wait <-chan struct{}
+		var err error
+		if seg, pos, size, wait, err = j.locate(seg, pos, from); err != nil {
+			return err
+		}
+		if wait != nil {
+			select {
+			case <-wait:
+				continue
+			case <-stop:
+				return nil
+			}
+		}
+		for pos < size {
+			rec := &agentapi.LogRecord{}
+			n, err := readRecord(seg.f, pos, rec)
+			if err != nil {
+				return err
+			}
+			pos += n
+			if rec.Offset < from {
+				continue
+			}
+			if err := each(rec); err != nil {
+				return err
+			}
+			from = rec.Offset + 1
+			if rec.Eof {
+				return nil
+			}
+		}
+	}
+}
+
+// locate finds where the next record is to be read: the segment, the position
+// in it and its size now, or a channel to wait on.
+func (j *logJournal) locate(seg *segment, pos int64, from uint64) (*segment, int64, int64, <-chan struct{}, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return seg, pos, 0, nil, fmt.Errorf("the container was removed: %w", errdefs.ErrNotFound)
+	}
+	if seg != nil && pos < seg.size {
+		return seg, pos, seg.size, nil, nil
+	}
+	for _, s := range j.segments {
+		if s == seg || s.last < from && from != 0 || s.size == 0 {
+			continue
+		}
+		if s.first > from && from != 0 {
+			return seg, pos, 0, nil, fmt.Errorf("log record %d is gone, the oldest kept is %d: %w", from, s.first, errdefs.ErrOutOfRange)
+		}
+		j.releaseLocked(seg)
+		s.refs++
+		return s, 0, s.size, nil, nil
+	}
+	if from != 0 && seg == nil && from <= j.acked && from < j.next {
+		return seg, pos, 0, nil, fmt.Errorf("log record %d is gone, the next is %d: %w", from, j.next, errdefs.ErrOutOfRange)
+	}
+	return seg, pos, 0, j.changed, nil
+}
+
+func (j *logJournal) release(s *segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.releaseLocked(s)
+}
+
+func (j *logJournal) releaseLocked(s *segment) {
+	if s == nil {
+		return
+	}
+	s.refs--
+	if s.refs == 0 && s.gone {
+		s.f.Close()
+	}
+}
+
+func readRecord(f *os.File, pos int64, rec *agentapi.LogRecord) (int64, error) {
+	var h [4]byte
+	if _, err := f.ReadAt(h[:], pos); err != nil {
+		return 0, fmt.Errorf("log journal: %w", err)
+	}
+	b := make([]byte, binary.BigEndian.Uint32(h[:]))
+	if _, err := f.ReadAt(b, pos+4); err != nil {
+		return 0, fmt.Errorf("log journal: %w", err)
+	}
+	if err := proto.Unmarshal(b, rec); err != nil {
+		return 0, fmt.Errorf("log journal: %w", err)
+	}
+	return int64(len(b)) + 4, nil
+}

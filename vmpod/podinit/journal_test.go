@@ -1,0 +1,186 @@
+package podinit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+)
+
+func testJournal(t *testing.T) *logJournal {
+	t.Helper()
+	j, err := newLogJournal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(j.close)
+	return j
+}
+
+func line(s string) *agentapi.LogRecord { return &agentapi.LogRecord{Line: []byte(s)} }
+
+func TestLogJournal(t *testing.T) {
+	j := testJournal(t)
+	j.segsz = 200
+	const n = 100
+	go func() {
+		for i := 1; i <= n; i++ {
+			if err := j.append(line(fmt.Sprintf("line %03d", i))); err != nil {
+				t.Error(err)
+			}
+		}
+		j.append(&agentapi.LogRecord{Eof: true})
+	}()
+	var got []uint64
+	err := j.follow(0, nil, func(r *agentapi.LogRecord) error {
+		if !r.Eof && string(r.Line) != fmt.Sprintf("line %03d", r.Offset) {
+			t.Errorf("record %d is %q", r.Offset, r.Line)
+		}
+		got = append(got, r.Offset)
+		return nil
+	})
+	if err != nil || len(got) != n+1 || !slices.IsSorted(got) {
+		t.Fatalf("%d records, %v", len(got), err)
+	}
+	for _, from := range []uint64{1, 17, n, n + 1} {
+		first := uint64(0)
+		err := j.follow(from, nil, func(r *agentapi.LogRecord) error {
+			if first == 0 {
+				first = r.Offset
+			}
+			return nil
+		})
+		if err != nil || first != from {
+			t.Errorf("from %d: began at %d, %v", from, first, err)
+		}
+	}
+	before := len(j.segments)
+	j.ack(50)
+	if len(j.segments) >= before {
+		t.Error("acknowledging dropped nothing")
+	}
+	if err := j.follow(1, nil, func(*agentapi.LogRecord) error { return nil }); !errdefs.IsOutOfRange(err) {
+		t.Errorf("a dropped record: %v", err)
+	}
+	stopped := make(chan struct{})
+	close(stopped)
+	if err := j.follow(n+2, stopped, func(*agentapi.LogRecord) error { return errors.New("a record from nowhere") }); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLogJournalBackPressure: the writer waits for acknowledgements, and goes
+// on with them.
+func TestLogJournalBackPressure(t *testing.T) {
+	j := testJournal(t)
+	j.limit, j.segsz = 2000, 500
+	wrote := make(chan int, 1000)
+	go func() {
+		for i := range 400 {
+			if j.append(line(strings.Repeat("x", 50))) != nil {
+				return
+			}
+			wrote <- i
+		}
+		j.append(&agentapi.LogRecord{Eof: true})
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if n := len(wrote); n < 10 || n > 60 {
+		t.Fatalf("%d records were taken without an acknowledgement", n)
+	}
+	n := 0
+	err := j.follow(1, nil, func(r *agentapi.LogRecord) error {
+		n++
+		j.ack(r.Offset)
+		return nil
+	})
+	if err != nil || n != 401 {
+		t.Errorf("%d records, %v", n, err)
+	}
+	if j.bytes > 2*j.segsz {
+		t.Errorf("%d bytes are kept of what was acknowledged", j.bytes)
+	}
+}
+
+func TestLogJournalCloses(t *testing.T) {
+	j := testJournal(t)
+	j.append(line("one"))
+	ended := make(chan error)
+	go func() { ended <- j.follow(2, nil, func(*agentapi.LogRecord) error { return nil }) }()
+	time.Sleep(10 * time.Millisecond)
+	j.close()
+	if err := <-ended; !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	if j.append(line("two")) == nil {
+		t.Error("a closed journal took a record")
+	}
+}
+
+func TestExitJournal(t *testing.T) {
+	j := newExitJournal()
+	j.append(&agentapi.ExitRecord{ContainerId: "c"})
+	for range maxExits + 10 {
+		j.append(&agentapi.ExitRecord{ContainerId: "c", ExecId: "e"})
+	}
+	got, _ := j.since(0)
+	if len(got) != maxExits || got[0].ExecId != "" {
+		t.Errorf("%d records, the first %v", len(got), got[0])
+	}
+	j.ack(got[10].Offset)
+	if rest, _ := j.since(0); len(rest) != maxExits-11 {
+		t.Errorf("%d records after acknowledging", len(rest))
+	}
+	next := j.next
+	time.AfterFunc(10*time.Millisecond, func() { j.append(&agentapi.ExitRecord{ContainerId: "late"}) })
+	seen := errors.New("seen")
+	err := j.follow(next, nil, func(r *agentapi.ExitRecord) error {
+		if r.ContainerId != "late" {
+			t.Errorf("an old record: %v", r)
+		}
+		return seen
+	})
+	if err != seen {
+		t.Error(err)
+	}
+}
+
+func TestLineSplitter(t *testing.T) {
+	long := strings.Repeat("y", 2*agentapi.MaxLine+5)
+	exact := strings.Repeat("z", agentapi.MaxLine)
+	input := "a\n\nb c\n" + long + "\n" + exact + "\nend"
+	type rec struct {
+		line    string
+		partial bool
+	}
+	want := []rec{{"a", false}, {"", false}, {"b c", false},
+		{long[:agentapi.MaxLine], true}, {long[:agentapi.MaxLine], true}, {"yyyyy", false}, {exact, false}, {"end", false}}
+	for round := range 20 {
+		var l lineSplitter
+		var got []rec
+		add := func(rs []*agentapi.LogRecord) {
+			for _, r := range rs {
+				got = append(got, rec{string(r.Line), r.Partial})
+			}
+		}
+		for p := []byte(input); len(p) > 0; {
+			n := len(p)
+			if round > 0 {
+				n = 1 + rand.IntN(min(n, 40_000))
+			}
+			add(l.split(bytes.Clone(p[:n]), 1))
+			p = p[n:]
+		}
+		add(l.rest(1))
+		if !slices.Equal(got, want) {
+			t.Fatalf("%d records, want %d", len(got), len(want))
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package podinit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/vmpod/agentapi"
+	"golang.org/x/sys/unix"
+)
+
+// A volume is one that AddVolume made.
+type volume struct {
+	id   string
+	kind agentapi.AddVolumeRequest_Kind
+	root string // its directory, the same inode for the volume's life
+}
+
+// AddVolume makes an EMPTY_DIR, a TMPFS or an empty TREE.
+func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*agentapi.AddVolumeResponse, error) {
+	if err := a.requireSandbox(); err != nil {
+		return nil, err
+	}
+	if err := checkID("volume", r.Id); err != nil {
+		return nil, err
+	}
+	l := a.lockOf("v/" + r.Id)
+	l.Lock()
+	defer l.Unlock()
+	if v, ok := a.volume(r.Id); ok {
+		if v.kind != r.Kind {
+			return nil, fmt.Errorf("volume %s is there as %s: %w", r.Id, v.kind, errdefs.ErrAlreadyExists)
+		}
+		return &agentapi.AddVolumeResponse{}, nil
+	}
+	v := &volume{id: r.Id, kind: r.Kind, root: filepath.Join(a.places.volumes, r.Id)}
+	if r.Kind == agentapi.AddVolumeRequest_EMPTY_DIR {
+		v.root = filepath.Join(a.places.disk, "v", r.Id)
+	}
+	if err := v.create(r); err != nil {
+		v.destroy()
+		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
+	}
+	a.mu.Lock()
+	a.volumes[r.Id] = v
+	a.mu.Unlock()
+	return &agentapi.AddVolumeResponse{}, nil
+}
+
+func (a *agent) volume(id string) (*volume, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v, ok := a.volumes[id]
+	return v, ok
+}
+
+func (v *volume) create(r *agentapi.AddVolumeRequest) error {
+	if err := os.MkdirAll(v.root, 0o755); err != nil {
+		return err
+	}
+	if r.Kind == agentapi.AddVolumeRequest_TMPFS {
+		data := "mode=0777"
+		if r.SizeLimit > 0 {
+			data += ",size=" + strconv.FormatInt(r.SizeLimit, 10)
+		}
+		if err := unix.Mount("tmpfs", v.root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+			return fmt.Errorf("tmpfs: %w", err)
+		}
+	}
+	if r.Kind == agentapi.AddVolumeRequest_TREE {
+		return nil // the tar says how its root is to be
+	}
+	mode := uint32(0o777)
+	if r.HasFsGroup {
+		mode = 0o2777
+		if err := os.Chown(v.root, -1, int(r.FsGroup)); err != nil {
+			return err
+		}
+	}
+	return unix.Chmod(v.root, mode) // not os.Chmod: its setgid is another bit
+}
+
+func (v *volume) destroy() error {
+	if v.kind == agentapi.AddVolumeRequest_TMPFS {
+		if err := unix.Unmount(v.root, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return os.RemoveAll(v.root)
+}
+
+// RemoveVolume erases a volume that no container uses.
+func (a *agent) RemoveVolume(ctx context.Context, r *agentapi.RemoveVolumeRequest) (*agentapi.RemoveVolumeResponse, error) {
+	if err := a.requireSandbox(); err != nil {
+		return nil, err
+	}
+	l := a.lockOf("v/" + r.Id)
+	l.Lock()
+	defer l.Unlock()
+	a.mu.Lock()
+	v, ok := a.volumes[r.Id]
+	for _, c := range a.containers {
+		for _, m := range c.request.Mounts {
+			if m.Volume == r.Id {
+				a.mu.Unlock()
+				return nil, fmt.Errorf("volume %s is used by container %s; remove that first: %w", r.Id, c.id, errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	delete(a.volumes, r.Id)
+	a.mu.Unlock()
+	if !ok {
+		return &agentapi.RemoveVolumeResponse{}, nil
+	}
+	if err := v.destroy(); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
+	}
+	return &agentapi.RemoveVolumeResponse{}, nil
+}
+
+// openSubPath opens what is to be mounted of a volume. It resolves below the
+// volume's root alone; directories that are missing are made with the mode
+// of the root (and so with the fsGroup's bits). The caller closes the file.
+func openSubPath(root, sub string) (*os.File, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	fd, err := openBeneath(dir, sub, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		if err := makeBeneath(dir, sub); err != nil {
+			return nil, fmt.Errorf("make sub-path %q: %w", sub, err)
+		}
+		fd, err = openBeneath(dir, sub, unix.O_PATH)
+	}
+	if err != nil {
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
+			return nil, fmt.Errorf("sub-path %q leads out of the volume: %w", sub, errdefs.ErrInvalidArgument)
+		}
+		return nil, fmt.Errorf("sub-path %q: %w", sub, err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(root, sub)), nil
+}
+
+func openBeneath(dir int, sub string, flags uint64) (int, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	for {
+		fd, err := unix.Openat2(dir, sub, &how)
+		if err != unix.EAGAIN && err != unix.EINTR { // a rename was in the way
+			return fd, err
+		}
+	}
+}
+
+// makeBeneath makes the directories of sub, one by one, each below the one
+// that was opened before, so that nothing can be swapped in between.
+func makeBeneath(dir int, sub string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
+		return err
+	}
+	parent := filepath.Dir(sub)
+	at, name := dir, filepath.Base(sub)
+	if parent != "." && parent != "/" {
+		fd, err := openBeneath(dir, parent, unix.O_PATH|unix.O_DIRECTORY)
+		if errors.Is(err, unix.ENOENT) {
+			if err := makeBeneath(dir, parent); err != nil {
+				return err
+			}
+			fd, err = openBeneath(dir, parent, unix.O_PATH|unix.O_DIRECTORY)
+		}
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		at = fd
+	}
+	if name == ".." || name == "." || name == "/" {
+		return unix.EXDEV
+	}
+	if err := unix.Mkdirat(at, name, 0o700); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return err
+	}
+	fd, err := openBeneath(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fchown(fd, -1, int(st.Gid)); err != nil && os.Geteuid() == 0 {
+		return err
+	}
+	return unix.Fchmod(fd, st.Mode&0o7777)
+}
