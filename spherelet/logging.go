@@ -18,6 +18,14 @@ func setupLogging(log *slog.Logger, verbosity int32) {
 	klog.SetSlogLogger(slog.New(&verboseHandler{Handler: log.Handler(), least: slog.Level(-verbosity)}).With("component", "kubelet"))
 }
 
+// Handle says "debug" for everything that klog says verbosely.
+func (h *verboseHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level < slog.LevelInfo {
+		r.Level = slog.LevelDebug
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
 // verboseHandler lets through what klog has already decided to say, and what
 // contextual loggers say up to the same verbosity.
 type verboseHandler struct {

@@ -11,7 +11,7 @@ import (
 )
 
 const head = "apiVersion: atoll.dev/v1alpha1\nkind: SphereletConfiguration\n"
-const minimal = head + "dataDir: /var/lib/atoll\nclientCAFile: /etc/ca.crt\nhypervisor:\n  guest: /usr/lib/atoll/guest\n"
+const minimal = head + "dataDir: /var/lib/atoll\nclientCAFile: /etc/ca.crt\nhypervisor:\n  guest: /usr/lib/atoll/guest\nclusterCIDR: 198.19.0.0/16\n"
 
 func TestDefaults(t *testing.T) {
 	c, err := Parse([]byte(minimal + "nodeName: a\n"))
@@ -51,7 +51,8 @@ func TestParseErrors(t *testing.T) {
 		{"verbosity", minimal + "kubeletVerbosity: 9\n", "bodies of Secrets"},
 		{"accelerator", strings.Replace(minimal, "  guest:", "  accelerator: xen\n  guest:", 1), `accelerator is "xen"`},
 		{"ephemeral", strings.Replace(minimal, "  guest:", "  ephemeralDefault: 1Ki\n  guest:", 1), "at least 64Mi"},
-		{"CIDR", minimal + "clusterCIDR: ten\n", `clusterCIDR is "ten"`},
+		{"CIDR", strings.Replace(minimal, "198.19.0.0/16", "ten", 1), `clusterCIDR is "ten"`},
+		{"no CIDR", strings.Replace(minimal, "198.19.0.0/16", "\"\"", 1), "kubeProxy: false"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -77,6 +77,9 @@ func validateCluster(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if m := validation.IsDNS1123Subdomain(c.ClusterDomain); len(m) > 0 {
 		errs = append(errs, invalid("clusterDomain is %q, must be a DNS name", c.ClusterDomain))
 	}
+	if c.ClusterCIDR == "" && *c.KubeProxy {
+		errs = append(errs, invalid("clusterCIDR is \"\", must be the range of all pods (or set kubeProxy: false)"))
+	}
 	if c.ClusterCIDR != "" {
 		for _, s := range strings.Split(c.ClusterCIDR, ",") {
 			if _, err := netip.ParsePrefix(s); err != nil {

@@ -173,6 +173,12 @@ func (p Policy) withDefaults() Policy {
 	return p
 }
 
+// GuestShare is what a guest keeps of its RAM for itself, in bytes, by the
+// default policy, when its containers may use workload bytes.
+func GuestShare(workload int64) int64 {
+	return Policy{}.withDefaults().guestShare(&v1.Pod{}, workload)
+}
+
 // guestShare is the RAM (bytes) that a VM with so much workload memory needs
 // for itself. A pod overhead smaller than what was measured does not shrink
 // it: the guest would not boot.

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/netplugin/proxy"
+	"github.com/openatoll/atoll/netplugin/tap"
+	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/storage/local"
+	"github.com/openatoll/atoll/vmpod/guestimage"
+	"github.com/openatoll/atoll/vmpod/qemu"
+)
+
+// cleanup removes every VM, tap, packet filter, mount, cgroup, pod directory
+// and socket of the data directory. Images, certificates and the runtime's
+// records stay: the next start makes new sandboxes. It works when the daemon
+// is dead, does what it can when a part fails, and may be repeated.
+func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
+	p := config.PathsOf(cfg)
+	if _, err := os.Stat(cfg.DataDir); errors.Is(err, fs.ErrNotExist) {
+		return os.RemoveAll(cfg.RunDir)
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
+		return err
+	}
+	unlock, err := lock(p.Lock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var errs []error
+	step := func(what string, err error) {
+		if err != nil {
+			slog.Error("clean up", "part", what, "err", err)
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	step("VMs", removeVMs(ctx, cfg, p))
+	step("network", removeNetwork(ctx, cfg))
+	step("mounts", unmountBelow(cfg.DataDir, cfg.RunDir))
+	step("pod directories", removePodDirs(p))
+	step("disks", removeDisks(ctx, p))
+	step("cgroups", removeEmptyCgroups("/sys/fs/cgroup"))
+	if len(errs) == 0 {
+		step("run directory", os.RemoveAll(cfg.RunDir))
+	}
+	return errors.Join(errs...)
+}
+
+// removeVMs needs no guest image: nothing is launched.
+func removeVMs(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p config.Paths) error {
+	if entries, err := os.ReadDir(p.VMs); err != nil || len(entries) == 0 {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c := driverConfig(cfg, p, guestimage.Guest{Kernel: self, Initrd: self})
+	c.Accelerator = qemu.AcceleratorTCG
+	d, err := qemu.New(c)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	machines, err := d.List(ctx)
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(8)
+	for _, m := range machines {
+		g.Go(func() error {
+			if err := m.Remove(ctx); err != nil {
+				return fmt.Errorf("VM %s: %w", m.Spec().ID, err)
+			}
+			slog.Info("VM removed", "pod_uid", m.Spec().ID.PodUID, "vm", m.Spec().ID.String())
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// removeNetwork has nothing to do when the network namespace is gone: links
+// and tables went with it.
+func removeNetwork(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
+	if cfg.NetworkNamespace != "" {
+		if _, err := os.Stat(namespacePath(cfg.NetworkNamespace)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	err := tap.Cleanup(ctx, tap.Config{StateDir: filepath.Join(cfg.DataDir, "network")})
+	if *cfg.KubeProxy {
+		err = errors.Join(err, proxy.Cleanup(ctx))
+	}
+	return err
+}
+
+// unmountBelow unmounts what the kubelet mounted (tmpfs of Secrets and
+// tokens), the innermost first.
+func unmountBelow(dirs ...string) error {
+	var errs []error
+	for _, dir := range dirs {
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return strings.Compare(b.Mountpoint, a.Mountpoint) })
+		for _, m := range mounts {
+			if m.Mountpoint == dir { // the user's own file system
+				continue
+			}
+			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removePodDirs erases what the kubelet keeps of pods: their volumes were in
+// the guests, or are made again.
+func removePodDirs(p config.Paths) error {
+	return errors.Join(
+		os.RemoveAll(filepath.Join(p.KubeletReal, "pods")),
+		os.RemoveAll(p.PodLogs),
+	)
+}
+
+func removeDisks(ctx context.Context, p config.Paths) error {
+	if _, err := os.Stat(p.Disks); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	disks, err := local.NewEphemeral(p.Disks)
+	if err != nil {
+		return err
+	}
+	keys, err := disks.List(ctx)
+	for _, key := range keys {
+		err = errors.Join(err, disks.Remove(ctx, key))
+	}
+	return err
+}
+
+// removeEmptyCgroups removes the groups named atoll once no VM is in them;
+// those of other data directories stay.
+func removeEmptyCgroups(mount string) error {
+	var errs []error
+	for _, pattern := range []string{"atoll", "*/atoll"} {
+		tops, err := filepath.Glob(filepath.Join(mount, pattern))
+		if err != nil {
+			return err
+		}
+		for _, top := range tops {
+			pools, _ := filepath.Glob(filepath.Join(top, "*/"))
+			for _, dir := range append(pools, top) {
+				if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
+					continue
+				}
+				err := unix.Rmdir(dir)
+				if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) {
+					errs = append(errs, fmt.Errorf("remove %s: %w", dir, err))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

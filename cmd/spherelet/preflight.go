@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/spherelet"
+	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/vmpod/guestimage"
+	"github.com/openatoll/atoll/vmpod/qemu"
+)
+
+// preflight says whether a node could run here, line by line. It changes
+// nothing.
+func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io.Writer) error {
+	var errs []error
+	report := func(what, good string, err error) {
+		if err != nil {
+			fmt.Fprintf(out, "FAIL  %-16s %v\n", what, err)
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			return
+		}
+		fmt.Fprintf(out, "ok    %-16s %s\n", what, good)
+	}
+	p := config.PathsOf(cfg)
+	report("data directory", cfg.DataDir, config.CheckVersion(p.Version))
+	ip, err := spherelet.NodeIP(cfg)
+	report("node address", ip.String(), err)
+	if err == nil {
+		report("port", strconv.Itoa(int(cfg.Port)), portFree(ip.String(), cfg.Port, "port"))
+	}
+	if cfg.HealthPort > 0 {
+		report("health port", strconv.Itoa(int(cfg.HealthPort)), portFree("127.0.0.1", cfg.HealthPort, "healthPort"))
+	}
+	_, err = os.Stat(cfg.ClientCAFile)
+	report("client CA", cfg.ClientCAFile, err)
+	report("credentials", cfg.Kubeconfig, credentials(cfg))
+	guest, err := guestimage.Load(cfg.Hypervisor.Guest)
+	report("guest", guest.Flavour+" kernel "+guest.KernelRelease, err)
+	for _, tool := range [][2]string{{cfg.Hypervisor.QEMU, "qemu-system-x86"}, {"mkfs.ext4", "e2fsprogs"}, {"nft", "nftables"}} {
+		path, err := exec.LookPath(tool[0])
+		if err != nil {
+			err = fmt.Errorf("%s is not installed: apt-get install %s: %w", tool[0], tool[1], errdefs.ErrNotFound)
+		}
+		report(tool[1], path, err)
+	}
+	_, _, err = vmUser(cfg.Hypervisor.User)
+	report("user of QEMU", cfg.Hypervisor.User, err)
+	kvm := qemu.ProbeKVM(ctx, os.TempDir())
+	switch {
+	case kvm.Usable:
+		report("KVM", "usable", nil)
+	case cfg.Hypervisor.Accelerator == config.AcceleratorKVM:
+		report("KVM", "", fmt.Errorf("%s: enable virtualisation, or set hypervisor.accelerator to auto: %w", kvm.Reason, errdefs.ErrFailedPrecondition))
+	default:
+		fmt.Fprintf(out, "warn  %-16s unusable: %s; pod VMs will be emulated, which is slow and no security boundary\n", "KVM", kvm.Reason)
+	}
+	return errors.Join(errs...)
+}
+
+func portFree(ip string, port int32, key string) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(int(port))))
+	if err != nil {
+		return fmt.Errorf("%w: stop what uses the port, or set another %s", err, key)
+	}
+	return l.Close()
+}
+
+func credentials(cfg *v1alpha1.SphereletConfiguration) error {
+	for _, f := range []string{cfg.Kubeconfig, cfg.BootstrapKubeconfig} {
+		if _, err := os.Stat(f); f != "" && err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("neither kubeconfig %s nor bootstrapKubeconfig %q is there: set bootstrapKubeconfig to a file with a bootstrap token: %w",
+		cfg.Kubeconfig, cfg.BootstrapKubeconfig, errdefs.ErrNotFound)
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/cri"
+	"github.com/openatoll/atoll/internal/version"
+	"github.com/openatoll/atoll/netplugin/tap"
+	"github.com/openatoll/atoll/spherelet"
+	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/spherelet/resources"
+	"github.com/openatoll/atoll/storage/image"
+	"github.com/openatoll/atoll/storage/local"
+	"github.com/openatoll/atoll/vmpod/guestimage"
+	"github.com/openatoll/atoll/vmpod/qemu"
+)
+
+// A host is everything below the node: who runs VMs, their network, images
+// and disks, and the runtime that puts them together.
+type host struct {
+	cfg     *v1alpha1.SphereletConfiguration
+	paths   config.Paths
+	facts   spherelet.Facts
+	driver  *qemu.Driver
+	images  *image.Store
+	runtime *cri.Server
+}
+
+// run runs the node until ctx ends.
+func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) {
+	paths, err := config.Prepare(cfg)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(paths.Lock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h := &host{cfg: cfg, paths: paths}
+	defer func() { err = errors.Join(err, h.close()) }()
+	if err := h.open(ctx); err != nil {
+		return err
+	}
+	listener, err := cri.Listen(paths.CRISocket)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ended(ctx, "the CRI server", h.runtime.Serve(ctx, listener)) })
+	g.Go(func() error { return h.serveServices(ctx) })
+	g.Go(func() error {
+		return ended(ctx, "the kubelet", spherelet.Run(ctx, spherelet.Options{
+			Config:      cfg,
+			Paths:       paths,
+			Preparer:    h.runtime,
+			Subscribe:   h.runtime.Subscribe,
+			VolumeUsage: h.runtime.VolumeUsage,
+			Facts:       h.facts,
+			ImageDisks:  imageDisks,
+		}))
+	})
+	return g.Wait()
+}
+
+// imageDisks is how many images a VM has room for: all disks that the driver
+// can plug, less the writable one.
+const imageDisks = qemu.MaxDisks - 1
+
+// ended turns a part that ended by itself into an error, so that the others
+// end too.
+func ended(ctx context.Context, what string, err error) error {
+	if err == nil && ctx.Err() == nil {
+		return fmt.Errorf("%s ended by itself: %w", what, errdefs.ErrUnknown)
+	}
+	return err
+}
+
+// open opens the parts in the order in which they need each other.
+func (h *host) open(ctx context.Context) error {
+	guest, err := guestimage.Load(h.cfg.Hypervisor.Guest)
+	if err != nil {
+		return err
+	}
+	uid, gid, err := vmUser(h.cfg.Hypervisor.User)
+	if err != nil {
+		return err
+	}
+	driverConfig := driverConfig(h.cfg, h.paths, guest)
+	driverConfig.UID, driverConfig.GID = uid, gid
+	if h.driver, err = qemu.New(driverConfig); err != nil {
+		return err
+	}
+	h.facts = facts(ctx, h.driver, h.paths, guest)
+
+	tapConfig, err := tapConfig(h.cfg, h.paths)
+	if err != nil {
+		return err
+	}
+	tapConfig.UID, tapConfig.GID = int(uid), int(gid)
+	network, err := tap.New(tapConfig)
+	if err != nil {
+		return err
+	}
+	if h.images, err = image.Open(ctx, image.Config{
+		Root: h.paths.Images, HostsDir: h.cfg.Images.HostsDir, MaxConcurrentDownloads: h.cfg.Images.MaxConcurrentDownloads,
+	}); err != nil {
+		return err
+	}
+	ephemeral, err := local.NewEphemeral(h.paths.Disks)
+	if err != nil {
+		return err
+	}
+	byDefault, err := resource.ParseQuantity(h.cfg.Hypervisor.EphemeralDefault)
+	if err != nil {
+		return err
+	}
+	h.runtime, err = cri.New(ctx, cri.Config{
+		Driver: h.driver, Network: network, Images: h.images, Ephemeral: ephemeral,
+		StateDir: h.paths.CRIState, KubeletRoot: h.paths.Kubelet,
+		DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
+		Version: version.Version, Info: h.info,
+	})
+	return err
+}
+
+// close leaves the VMs running.
+func (h *host) close() error {
+	var errs []error
+	if h.runtime != nil {
+		errs = append(errs, h.runtime.Close())
+	}
+	if h.images != nil {
+		errs = append(errs, h.images.Close())
+	}
+	if h.driver != nil {
+		errs = append(errs, h.driver.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestimage.Guest) qemu.Config {
+	return qemu.Config{
+		Binary:      c.Hypervisor.QEMU,
+		Accelerator: qemu.Accelerator(c.Hypervisor.Accelerator),
+		Guest:       qemu.Guest{Kernel: g.Kernel, Initrd: g.Initrd, Cmdline: g.Cmdline},
+		StateDir:    p.VMs,
+		RunDir:      filepath.Join(c.RunDir, "vm"),
+	}
+}
+
+func tapConfig(c *v1alpha1.SphereletConfiguration, p config.Paths) (tap.Config, error) {
+	ip, err := spherelet.NodeIP(c)
+	if err != nil {
+		return tap.Config{}, err
+	}
+	t := tap.Config{StateDir: filepath.Join(c.DataDir, "network"), NodeIP: ip}
+	for _, s := range strings.Split(c.ClusterCIDR, ",") {
+		if s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return t, fmt.Errorf("clusterCIDR: %v: %w", err, errdefs.ErrInvalidArgument)
+		}
+		t.ClusterCIDRs = append(t.ClusterCIDRs, p)
+	}
+	return t, nil
+}
+
+// facts asks what the Node shall say of its hypervisor.
+func facts(ctx context.Context, d *qemu.Driver, p config.Paths, g guestimage.Guest) spherelet.Facts {
+	accelerator, _ := d.Accelerator()
+	f := spherelet.Facts{Accelerator: string(accelerator), GuestKernel: g.Flavour, GuestRelease: g.KernelRelease, KVM: spherelet.KVMUsable}
+	if s := qemu.ProbeKVM(ctx, p.VMs); !s.Usable {
+		f.KVM, f.KVMReason = spherelet.KVMUnusable, s.Reason
+		if _, err := os.Stat("/dev/kvm"); errors.Is(err, os.ErrNotExist) {
+			f.KVM = spherelet.KVMAbsent
+		}
+	}
+	return f
+}
+
+// info is what `crictl info` shows of the host.
+func (h *host) info() map[string]string {
+	return map[string]string{
+		"accelerator": h.facts.Accelerator, "kvm": h.facts.KVM, "kvmReason": h.facts.KVMReason,
+		"guestKernel": h.facts.GuestKernel, "guestRelease": h.facts.GuestRelease, "dataDir": h.cfg.DataDir,
+	}
+}
+
+// fallbackUID runs QEMU where there is no user for it. Debian and systemd
+// give out nothing between 65536 and 524287 (systemd's UIDS-GIDS.md).
+const fallbackUID = 400417
+
+// vmUser is whom QEMU runs as: a user's name, a number, or by default the
+// user that a package makes, if it is there.
+func vmUser(name string) (uid, gid uint32, err error) {
+	byDefault := name == ""
+	if byDefault {
+		name = config.DefaultUser
+	}
+	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return uint32(n), uint32(n), nil
+	}
+	u, err := user.Lookup(name)
+	var unknown user.UnknownUserError
+	if errors.As(err, &unknown) && byDefault {
+		return fallbackUID, fallbackUID, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("hypervisor.user is %q: %v: make the user (useradd --system), or leave the key out: %w", name, err, errdefs.ErrInvalidArgument)
+	}
+	id, err := strconv.ParseUint(u.Uid, 10, 32)
+	group, gerr := strconv.ParseUint(u.Gid, 10, 32)
+	return uint32(id), uint32(group), errors.Join(err, gerr)
+}
+
+// lock keeps a second spherelet from the same run directory.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := os.ReadFile(path)
+		f.Close()
+		return nil, fmt.Errorf("another spherelet (pid %s) runs on %s: stop it, or use another data directory: %w",
+			strings.TrimSpace(string(pid)), filepath.Dir(path), errdefs.ErrAlreadyExists)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+	}
+	if err != nil {
+		slog.Warn("pid could not be written", "file", path, "err", err)
+	}
+	return func() { f.Close() }, nil
+}
