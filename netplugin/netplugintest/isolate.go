@@ -41,7 +41,7 @@ func Isolate(m *testing.M) {
 }
 
 // Isolated skips the test unless it runs in a namespace of Isolate.
-func Isolated(t *testing.T) {
+func Isolated(t testing.TB) {
 	t.Helper()
 	if os.Getenv(isolatedEnv) == "" {
 		t.Skip("needs a network namespace of its own (run as root)")
