@@ -86,7 +86,7 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	if err != nil {
 		return "", err
 	}
-	p.addShm(plan, config, spec)
+	plan.addHosts(fromKubelet)
 	if err := p.ensureVolumes(ctx, plan.volumes); err != nil {
 		return "", err
 	}
@@ -159,11 +159,8 @@ func (p *pod) imageDisk(ctx context.Context, config *runtimeapi.ContainerConfig)
 
 func (p *pod) specFor(sb *sandbox, config *runtimeapi.ContainerConfig, img storage.Image, disk storage.ImageDisk) (*specs.Spec, error) {
 	sc := config.GetLinux().GetSecurityContext()
-	if t := sc.GetNamespaceOptions(); t.GetPid() == runtimeapi.NamespaceMode_TARGET {
-		target, err := p.s.findContainer(t.GetTargetId())
-		if err != nil || target.SandboxID != sb.ID || target.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			return nil, refuse("namespace_options.target_id", fmt.Sprintf("%q is not a running container of this sandbox", t.GetTargetId()))
-		}
+	if err := p.checkPID(sb, sc.GetNamespaceOptions()); err != nil {
+		return nil, err
 	}
 	tree, closer, err := p.s.openTree(img.ID, disk)
 	if err != nil {
@@ -180,26 +177,29 @@ func (p *pod) specFor(sb *sandbox, config *runtimeapi.ContainerConfig, img stora
 	}
 	return buildSpec(specInput{
 		id: "container", hostname: firstOf(sb.Config.GetHostname(), hostnameOf(sb.Config.GetMetadata().GetName())),
-		sharePID: sc.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD,
-		image:    img.Config.Config, config: config, user: user, seccomp: choice,
+		image: img.Config.Config, config: config, user: user, seccomp: choice,
 	})
 }
 
-// addShm mounts /dev/shm: the pod's, which its containers share as they share
-// IPC, or one of the container's own.
-func (p *pod) addShm(plan *mountPlan, config *runtimeapi.ContainerConfig, spec *specs.Spec) {
-	if slices.ContainsFunc(plan.mounts, func(m *agentapi.VolumeMount) bool { return m.Destination == "/dev/shm" }) {
-		return
+// checkPID holds a container's choice of processes against the sandbox's.
+func (p *pod) checkPID(sb *sandbox, o *runtimeapi.NamespaceOption) error {
+	shared := sb.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_TARGET:
+		target, ok := p.s.store.container(o.GetTargetId())
+		if !ok || target.SandboxID != sb.ID || target.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			return refuse("namespace_options.target_id", fmt.Sprintf("%q is not a running container of this sandbox", o.GetTargetId()))
+		}
+	case runtimeapi.NamespaceMode_POD:
+		if !shared && o != nil {
+			return refuse("namespace_options.pid", "POD in a sandbox that was made with CONTAINER: give the sandbox the same option")
+		}
+	case runtimeapi.NamespaceMode_CONTAINER:
+		if shared {
+			return refuse("namespace_options.pid", "CONTAINER in a sandbox whose containers share their processes: give the sandbox the same option")
+		}
 	}
-	if config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_CONTAINER {
-		spec.Mounts = append(spec.Mounts, specs.Mount{
-			Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"},
-		})
-		return
-	}
-	plan.volumes = append(plan.volumes, volume{ID: shmVolume, Kind: agentapi.AddVolumeRequest_TMPFS, SizeLimit: shmBytes})
-	plan.mounts = append(plan.mounts, &agentapi.VolumeMount{Volume: shmVolume, Destination: "/dev/shm"})
+	return nil
 }
 
 func newContainer(sb *sandbox, config *runtimeapi.ContainerConfig, img storage.Image, plan *mountPlan, spec *specs.Spec) *container {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +31,8 @@ type volume struct {
 	Follow    bool   `json:"follow,omitempty"`
 	SizeLimit int64  `json:"sizeLimit,omitempty"`
 	FSGroup   *int64 `json:"fsGroup,omitempty"`
+	// Inline is the content of a File that is on no disk.
+	Inline string `json:"inline,omitempty"`
 	// Hash of the tree that was sent last.
 	Hash string `json:"hash,omitempty"`
 }
@@ -51,12 +54,8 @@ type mountPlan struct {
 	reported []*runtimeapi.Mount
 }
 
-// Names of upstream's volume plug-ins as directories.
-const (
-	pluginEmptyDir = "kubernetes.io~empty-dir"
-	shmVolume      = "shm"
-	shmBytes       = 64 * mib // Docker's and containerd's /dev/shm
-)
+// pluginEmptyDir is upstream's directory of emptyDir volumes.
+const pluginEmptyDir = "kubernetes.io~empty-dir"
 
 // treePlugins are volumes whose files live on the host and are swapped by
 // upstream's atomic writer.
@@ -121,6 +120,18 @@ func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.
 	plan.volumes = append(plan.volumes, *vol)
 	plan.reported = append(plan.reported, report)
 	return nil
+}
+
+// defaultHosts is /etc/hosts for clients that send none; a kubelet sends its
+// own.
+const defaultHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+func (plan *mountPlan) addHosts(fromKubelet bool) {
+	if fromKubelet || slices.ContainsFunc(plan.mounts, func(m *agentapi.VolumeMount) bool { return m.Destination == "/etc/hosts" }) {
+		return
+	}
+	plan.volumes = append(plan.volumes, volume{ID: "default-hosts", Kind: agentapi.AddVolumeRequest_TREE, HostPath: "/hosts", File: true, Inline: defaultHosts})
+	plan.mounts = append(plan.mounts, &agentapi.VolumeMount{Volume: "default-hosts", SubPath: "hosts", Destination: "/etc/hosts"})
 }
 
 func propagation(p runtimeapi.MountPropagation) string {

@@ -23,17 +23,15 @@ const (
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// openFiles is RLIMIT_NOFILE in containers: nr_open's default.
 	openFiles = 1 << 20
-	// targetPIDAnnotation tells the agent which container's PID namespace to
-	// join (kubectl debug --target). It is the only annotation that reaches
-	// the guest's runtime: those of pods could steer it.
-	targetPIDAnnotation = "dev.atoll.pid-target"
+	// targetPrefix in a PID namespace's path tells the agent which container's
+	// processes to join (kubectl debug --target).
+	targetPrefix = "container:"
 )
 
 // specInput is everything that a container's OCI spec is made from.
 type specInput struct {
 	id       string
 	hostname string
-	sharePID bool
 	image    ocispec.ImageConfig
 	config   *runtimeapi.ContainerConfig
 	user     specs.User
@@ -50,7 +48,6 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	sc := in.config.GetLinux().GetSecurityContext()
 	opts := []oci.SpecOpts{
 		oci.WithoutRunMount,
-		oci.WithoutMounts("/dev/shm"),
 		oci.WithProcessArgs(args...),
 		oci.WithProcessCwd(firstOf(in.config.GetWorkingDir(), in.image.WorkingDir, "/")),
 		oci.WithEnv(environment(in)),
@@ -92,10 +89,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compose the OCI spec: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	spec.Annotations = nil
-	if sc.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET {
-		spec.Annotations = map[string]string{targetPIDAnnotation: sc.NamespaceOptions.TargetId}
-	}
+	spec.Annotations = nil // those of pods could steer the guest's runtime
 	return spec, nil
 }
 
@@ -151,24 +145,17 @@ func withUser(u specs.User) oci.SpecOpts {
 	}
 }
 
-// withNamespaces gives a container its own mounts and cgroup view, and its own
-// processes unless the pod shares them. Network, host name and IPC are the
-// pod's, which are the guest's.
+// withNamespaces gives a container its own mounts and cgroup view. Its
+// processes are its own, or the target's; where the pod shares them, the agent
+// knows since SetupSandbox. Network, host name and IPC are the pod's, which are
+// the guest's.
 func withNamespaces(in specInput) oci.SpecOpts {
 	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
-		o := in.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
-		ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
-		target := o.GetPid() == runtimeapi.NamespaceMode_TARGET
-		if target && o.GetTargetId() == "" {
-			return fmt.Errorf("namespace_options.target_id is empty: %w", errdefs.ErrInvalidArgument)
+		pid := specs.LinuxNamespace{Type: specs.PIDNamespace}
+		if o := in.config.GetLinux().GetSecurityContext().GetNamespaceOptions(); o.GetPid() == runtimeapi.NamespaceMode_TARGET {
+			pid.Path = targetPrefix + o.GetTargetId()
 		}
-		if !in.sharePID && !target {
-			ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace})
-		}
-		if o.GetIpc() == runtimeapi.NamespaceMode_CONTAINER {
-			ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace})
-		}
-		s.Linux.Namespaces = ns
+		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}, pid}
 		return nil
 	}
 }

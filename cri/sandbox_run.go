@@ -27,6 +27,7 @@ import (
 type flight struct {
 	config  *runtimeapi.PodSandboxConfig
 	waiters int
+	given   bool // up: all have left, and it is being undone
 	cancel  context.CancelCauseFunc
 	done    chan struct{}
 	id      string
@@ -68,11 +69,21 @@ func (r *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunP
 
 func (s *Server) runSandbox(ctx context.Context, vm vmpod.ID, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	s.mu.Lock()
+	f := s.runs[vm]
+	for f != nil && f.given {
+		s.mu.Unlock()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+		s.mu.Lock()
+		f = s.runs[vm]
+	}
 	if s.ctx.Err() != nil {
 		s.mu.Unlock()
 		return "", fmt.Errorf("%w: %w", errServerClosed, errdefs.ErrUnavailable)
 	}
-	f := s.runs[vm]
 	if f == nil {
 		if sb, ok := s.store.sandboxOfVM(vm); ok {
 			s.mu.Unlock()
@@ -106,6 +117,7 @@ func (s *Server) runSandbox(ctx context.Context, vm vmpod.ID, config *runtimeapi
 	s.mu.Lock()
 	f.waiters--
 	last := f.waiters == 0
+	f.given = f.given || last
 	s.mu.Unlock()
 	if !last {
 		return "", ctx.Err()

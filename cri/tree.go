@@ -46,6 +46,9 @@ func packTree(v *volume) ([]byte, string, error) {
 }
 
 func packOnce(v *volume) ([]byte, error) {
+	if v.Inline != "" {
+		return packInline(filepath.Base(v.HostPath), v.Inline)
+	}
 	dir := v.HostPath
 	if v.File {
 		dir = filepath.Dir(dir)
@@ -72,6 +75,19 @@ func packOnce(v *volume) ([]byte, error) {
 		return nil, err
 	}
 	return p.buf.Bytes(), nil
+}
+
+func packInline(name, content string) ([]byte, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))}); err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(w, content); err != nil {
+		return nil, err
+	}
+	err := w.Close()
+	return buf.Bytes(), err
 }
 
 type packer struct {

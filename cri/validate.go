@@ -47,6 +47,8 @@ func checkNamespaces(field string, o *runtimeapi.NamespaceOption, sandbox bool) 
 		return refuse(field+".pid", own+" processes (hostPID): use shareProcessNamespace to see the pod's")
 	case o.GetIpc() == runtimeapi.NamespaceMode_NODE:
 		return refuse(field+".ipc", own+" IPC objects (hostIPC): containers of one pod share IPC already")
+	case o.GetIpc() == runtimeapi.NamespaceMode_CONTAINER:
+		return refuse(field+".ipc", "containers of one pod VM share IPC: use POD")
 	case sandbox && o.GetPid() == runtimeapi.NamespaceMode_TARGET:
 		return refuse(field+".pid", "TARGET is for containers")
 	case o.GetUsernsOptions() != nil && o.GetUsernsOptions().GetMode() != runtimeapi.NamespaceMode_NODE:
