@@ -24,14 +24,14 @@ rules:
   - {group: authentication.k8s.io, resources: [tokenreviews]}
   - {group: authorization.k8s.io}
 - level: None
-  users: ["system:kube-controller-manager", "system:kube-scheduler"]
+  users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler"]
 - level: None
   userGroups: ["system:nodes"]
   resources: [{group: "", resources: [nodes/status, pods/status, serviceaccounts/token]}]
 - level: Metadata
 `
 
-func (c Config) auditPolicyFile() string { return filepath.Join(c.RunDir, "audit-policy.yaml") }
+func (c Config) auditPolicyFile() string { return filepath.Join(c.socketDir(), "audit-policy.yaml") }
 
 func writeAuditPolicy(c Config) error {
 	return writeIfChanged(c.auditPolicyFile(), []byte(auditPolicy), 0o600)

@@ -27,11 +27,13 @@ const (
 // A Config is everything that Run must know. It is plain data: Run validates
 // it and changes nothing in it.
 type Config struct {
-	// DataDir holds all state. Made with mode 0700 when missing. Required,
-	// absolute.
+	// DataDir holds all state. Made with mode 0711 when missing, since others
+	// than root may own things below it; what this package puts there is 0700
+	// and 0600. Required, absolute.
 	DataDir string
-	// RunDir holds sockets, mode 0700. At most 80 bytes: unix socket paths
-	// end at 107. Required, absolute.
+	// RunDir, made with mode 0711 when missing, gets a directory
+	// "controlplane" of mode 0700 with the sockets. At most 75 bytes: unix
+	// socket paths end at 107. Required, absolute.
 	RunDir string
 	// Address is the IPv4 address of the API server, DNS and metrics-server.
 	// It must be on a link of the network namespace in which Run is called.
@@ -119,9 +121,10 @@ func (c Config) componentKubeconfig(name string) string {
 }
 
 func (c Config) etcdDir() string        { return filepath.Join(c.DataDir, "etcd") }
-func (c Config) etcdSocket() string     { return filepath.Join(c.RunDir, "etcd.sock") }
+func (c Config) socketDir() string      { return filepath.Join(c.RunDir, "controlplane") }
+func (c Config) etcdSocket() string     { return filepath.Join(c.socketDir(), "etcd.sock") }
 func (c Config) etcdEndpoint() string   { return "unix://" + c.etcdSocket() }
-func (c Config) healthSocket() string   { return filepath.Join(c.RunDir, "supervisor.sock") }
+func (c Config) healthSocket() string   { return filepath.Join(c.socketDir(), "supervisor.sock") }
 func (c Config) lockFile() string       { return filepath.Join(c.DataDir, "controlplane.lock") }
 func (c Config) versionFile() string    { return filepath.Join(c.DataDir, "version") }
 func (c Config) clusterFile() string    { return filepath.Join(c.DataDir, "cluster.json") }
@@ -145,8 +148,8 @@ func (c Config) Validate() error {
 		return bad("RunDir", c.RunDir, "an absolute path")
 	case strings.ContainsAny(c.DataDir+c.RunDir, unsafePathCharacters):
 		return bad("DataDir or RunDir", fmt.Sprintf("%q, %q", c.DataDir, c.RunDir), "free of spaces, quotes and "+`{}#\,?%`+", which the components' configurations cannot hold")
-	case len(c.RunDir) > 80:
-		return bad("RunDir", c.RunDir, "at most 80 bytes long, because socket paths end at 107")
+	case len(c.RunDir) > 75:
+		return bad("RunDir", c.RunDir, "at most 75 bytes long, because socket paths end at 107")
 	case !c.Address.Is4() || c.Address.IsUnspecified() || c.Address.IsLoopback() || c.Address.IsMulticast():
 		return bad("Address", c.Address, "an IPv4 address of a link, neither unspecified nor loopback")
 	case c.APIPort == 0, c.DNSPort == 0, c.MetricsPort == 0:

@@ -58,7 +58,7 @@ func truncate(s string, n int) string {
 // lockDataDir makes the directory if needed and holds its lock until the
 // returned function is called or the process ends.
 func lockDataDir(c Config) (unlock func(), err error) {
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+	if err := os.MkdirAll(c.DataDir, 0o711); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	f, err := os.OpenFile(c.lockFile(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -91,7 +91,10 @@ func prepareDataDir(c Config) error {
 	if v == 0 && hasData(c) {
 		return fmt.Errorf("data directory %s has data but no file \"version\": it was damaged or made by something else; restore the file (\"%d\") or choose an empty directory: %w", c.DataDir, DataVersion, errdefs.ErrFailedPrecondition)
 	}
-	for _, dir := range []string{c.DataDir, c.RunDir, filepath.Dir(c.LogFile()), c.pkiPath(), c.pkiPath("kubeconfig"), c.etcdDir()} {
+	if err := os.MkdirAll(c.RunDir, 0o711); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	for _, dir := range []string{c.socketDir(), filepath.Dir(c.LogFile()), c.pkiPath(), c.pkiPath("kubeconfig"), c.etcdDir()} {
 		if err := makePrivateDir(dir); err != nil {
 			return err
 		}

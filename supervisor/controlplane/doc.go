@@ -18,8 +18,8 @@
 // registries. It enters no network namespace and makes no link: it must be
 // started where cfg.Address is already on an interface (ErrFailedPrecondition
 // otherwise). Everything it serves listens on cfg.Address or on loopback, with
-// TLS; etcd listens on a unix socket of mode 0600 under cfg.RunDir and on
-// nothing else. Logs of all components go to standard error; the caller
+// TLS; etcd listens on a unix socket of mode 0600 in RunDir/controlplane (0700)
+// and on nothing else. Logs of all components go to standard error; the caller
 // redirects it to cfg.LogFile(), which the errors name.
 //
 // # Files

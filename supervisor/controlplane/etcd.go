@@ -66,7 +66,7 @@ func startEtcd(ctx context.Context, c Config) (*embed.Etcd, error) {
 		e.Close()
 		return nil, ctx.Err()
 	}
-	// RunDir is 0700 all along; this keeps the promise for the socket alone.
+	// Its directory is 0700 all along; this keeps the promise for the socket alone.
 	if err := os.Chmod(c.etcdSocket(), 0o600); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("etcd: %w", err)

@@ -102,7 +102,7 @@ func (c Config) controllerManagerArgs() []string {
 	}
 }
 
-func (c Config) flexVolumeDir() string { return filepath.Join(c.RunDir, "flexvolume") }
+func (c Config) flexVolumeDir() string { return filepath.Join(c.socketDir(), "flexvolume") }
 
 func (c Config) schedulerArgs() []string {
 	kubeconfig := c.componentKubeconfig(scheduler)

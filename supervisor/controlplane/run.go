@@ -387,8 +387,7 @@ func (s *supervisor) stop() {
 	if s.etcd != nil {
 		stopEtcd(s.etcd)
 	}
-	// Sockets went with their listeners; this is what else is in RunDir.
-	if err := errors.Join(removeIfThere(s.config.auditPolicyFile()), removeIfThere(s.config.flexVolumeDir())); err != nil {
+	if err := os.RemoveAll(s.config.socketDir()); err != nil {
 		s.log.Warn("run directory not emptied", "error", err)
 	}
 	s.log.Info("control plane stopped", "took", time.Since(began))
