@@ -169,7 +169,7 @@ func requireStatic(file string) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %s is not a Linux program (%v): %w", file, err, errdefs.ErrInvalidArgument)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	interp, err := interpreter(f)
 	if err != nil {
 		return fmt.Errorf("guest image: %s: %w", file, err)

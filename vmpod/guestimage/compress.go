@@ -48,7 +48,7 @@ func compress(archive []byte, c Compression) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer w.Close()
+		defer func() { _ = w.Close() }()
 		return w.EncodeAll(archive, nil), nil
 	}
 	return nil, fmt.Errorf("guest image: unknown compression %q: %w", c, errdefs.ErrInvalidArgument)

@@ -87,7 +87,7 @@ func sharedLibraries(file string, search []string) (interp string, libs []librar
 			interp, err = interpreter(f)
 		}
 		machine := f.Machine
-		f.Close()
+		_ = f.Close()
 		if err := errors.Join(err, nerr, rerr); err != nil {
 			return "", nil, fmt.Errorf("%s: %w", obj, err)
 		}
@@ -154,7 +154,7 @@ func findLibrary(soname string, machine elf.Machine, search []string) (string, e
 			continue
 		}
 		same := f.Machine == machine
-		f.Close()
+		_ = f.Close()
 		if same {
 			return p, nil
 		}
