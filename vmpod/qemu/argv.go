@@ -3,7 +3,6 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"regexp"
 	"strconv"
 	"strings"
@@ -46,8 +45,8 @@ func checkSpec(s vmpod.Spec) error {
 		return bad("%d bytes of memory: want %d to %d", s.Memory, int64(minMemory), int64(maxMemory))
 	case s.Pool != "" && !cgroupPathRE.MatchString(s.Pool):
 		return bad("pool %q: want names of [A-Za-z0-9._-] joined by /", s.Pool)
-	case len(s.Disks) > hotplugSlots:
-		return bad("%d disks: want at most %d", len(s.Disks), hotplugSlots)
+	case len(s.Disks) > plugSlots:
+		return bad("%d disks: want at most %d", len(s.Disks), plugSlots)
 	case len(s.NICs) > maxBootNICs:
 		return bad("%d NICs: want at most %d", len(s.NICs), maxBootNICs)
 	}
@@ -241,7 +240,7 @@ func (c command) devices(r resources) ([]govmm.Device, error) {
 			arg{"-device", "virtio-net-pci,disable-legacy=on,romfile=,bus=pcie.0,addr=" + hexAddr(firstNICSlot+i) +
 				",id=" + nicName(n.ID) + ",netdev=" + netdevName(n.ID) + ",mac=" + n.MAC.String() + mtuOption(n)})
 	}
-	devs = append(devs, hotplugPorts()...)
+	devs = append(devs, plugBridge())
 	for i, d := range c.spec.Disks {
 		path, err := r.disk(d)
 		if err != nil {
@@ -251,7 +250,7 @@ func (c command) devices(r resources) ([]govmm.Device, error) {
 		if err != nil {
 			return nil, err
 		}
-		device, err := json.Marshal(diskDevice(d, portName(i)))
+		device, err := json.Marshal(diskDevice(d, i+1))
 		if err != nil {
 			return nil, err
 		}
@@ -265,8 +264,6 @@ type arg struct{ flag, value string }
 
 func (a arg) Valid() bool                       { return a.flag != "" && a.value != "" }
 func (a arg) QemuParams(*govmm.Config) []string { return []string{a.flag, a.value} }
-
-func hexAddr(n int) string { return "0x" + strconv.FormatInt(int64(n), 16) }
 
 func mtuOption(n vmpod.NIC) string {
 	if n.MTU == 0 {
@@ -306,27 +303,31 @@ func blockNode(d vmpod.Disk, path string) map[string]any {
 
 // diskDevice is the device of a disk for -device and device_add. Errors of
 // the host's disk are the guest's to see: docs/decisions/0002-disk-errors.md.
-func diskDevice(d vmpod.Disk, bus string) map[string]any {
+func diskDevice(d vmpod.Disk, slot int) map[string]any {
 	return map[string]any{
-		"driver": "virtio-blk-pci",
-		"id":     diskName(d.ID),
-		"drive":  nodeName(d.ID),
-		"serial": d.ID,
-		"bus":    bus,
-		"werror": "report",
-		"rerror": "report",
+		"driver":         "virtio-blk-pci",
+		"id":             diskName(d.ID),
+		"drive":          nodeName(d.ID),
+		"serial":         d.ID,
+		"bus":            plugBus,
+		"addr":           plugAddress(slot),
+		"disable-legacy": "on",
+		"werror":         "report",
+		"rerror":         "report",
 	}
 }
 
 // nicDevice is the device of a hot-plugged NIC for device_add.
-func nicDevice(n vmpod.NIC, bus string) map[string]any {
+func nicDevice(n vmpod.NIC, slot int) map[string]any {
 	m := map[string]any{
-		"driver":  "virtio-net-pci",
-		"id":      nicName(n.ID),
-		"netdev":  netdevName(n.ID),
-		"mac":     net.HardwareAddr(n.MAC).String(),
-		"bus":     bus,
-		"romfile": "",
+		"driver":         "virtio-net-pci",
+		"id":             nicName(n.ID),
+		"netdev":         netdevName(n.ID),
+		"mac":            n.MAC.String(),
+		"bus":            plugBus,
+		"addr":           plugAddress(slot),
+		"disable-legacy": "on",
+		"romfile":        "",
 	}
 	if n.MTU != 0 {
 		m["host_mtu"] = n.MTU

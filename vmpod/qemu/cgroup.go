@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -162,7 +163,7 @@ func enterCgroups(dirs []string, pid int) error {
 func removeCgroups(dirs []string, top string) error {
 	var errs error
 	for _, dir := range dirs {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeCgroup(dir); err != nil {
 			errs = errors.Join(errs, err)
 			continue
 		}
@@ -173,6 +174,23 @@ func removeCgroups(dirs []string, top string) error {
 		}
 	}
 	return errs
+}
+
+// removeCgroup removes one group. A process that has ended keeps its group
+// busy until its parent has reaped it, which may be init: so for a while.
+func removeCgroup(dir string) error {
+	var err error
+	for range 100 {
+		err = os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
 
 // oomKills tells how many processes the host's OOM killer took from a VM's

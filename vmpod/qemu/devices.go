@@ -17,22 +17,22 @@ type deviceTable struct {
 
 type diskEntry struct {
 	vmpod.Disk
-	Port int `json:"port"`
+	Slot int `json:"slot"` // on plugBus
 }
 
 type nicEntry struct {
 	vmpod.NIC
-	// Port is the root port of a plugged NIC, -1 for one of the boot.
-	Port int `json:"port"`
+	// Slot is 0 for a NIC of the boot, which is not on plugBus.
+	Slot int `json:"slot"`
 }
 
 func bootDevices(s vmpod.Spec) deviceTable {
 	var t deviceTable
 	for i, d := range s.Disks {
-		t.Disks = append(t.Disks, diskEntry{d, i})
+		t.Disks = append(t.Disks, diskEntry{d, i + 1})
 	}
 	for _, n := range s.NICs {
-		t.NICs = append(t.NICs, nicEntry{n, -1})
+		t.NICs = append(t.NICs, nicEntry{n, 0})
 	}
 	return t
 }
@@ -49,16 +49,16 @@ func (t deviceTable) spec(s vmpod.Spec) vmpod.Spec {
 	return s
 }
 
-// freePort returns a root port without a device; ok is false if all are full.
-func (t deviceTable) freePort() (port int, ok bool) {
+// freeSlot returns a slot without a device; ok is false if all are full.
+func (t deviceTable) freeSlot() (slot int, ok bool) {
 	used := map[int]bool{}
 	for _, d := range t.Disks {
-		used[d.Port] = true
+		used[d.Slot] = true
 	}
 	for _, n := range t.NICs {
-		used[n.Port] = true
+		used[n.Slot] = true
 	}
-	for i := range hotplugSlots {
+	for i := 1; i <= plugSlots; i++ {
 		if !used[i] {
 			return i, true
 		}

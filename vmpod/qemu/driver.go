@@ -148,6 +148,7 @@ func (d *Driver) Close() error {
 	d.mu.Unlock()
 	for _, m := range ms {
 		m.background.Wait()
+		m.closeAgent() // or the next driver's would wait behind it
 	}
 	return d.lock.Close()
 }

@@ -285,16 +285,3 @@ func openTap(name string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "tap:"+name), nil
 }
-
-// paths names everything by path, for a command line that a person can run.
-type paths struct{ dir string }
-
-func (p paths) file(path string) string           { return path }
-func (p paths) disk(d vmpod.Disk) (string, error) { return d.Path, nil }
-func (p paths) extra() []string                   { return nil }
-func (p paths) listener(name string) (string, error) {
-	return "path=" + filepath.Join(p.dir, name), nil
-}
-func (p paths) tap(n vmpod.NIC) (string, error) {
-	return "ifname=" + n.Tap + ",script=no,downscript=no", nil
-}

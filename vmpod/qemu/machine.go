@@ -196,13 +196,7 @@ func (m *Machine) Dial(ctx context.Context) (net.Conn, error) {
 		return nil, fmt.Errorf("pod VM %s is off: %w", m.id, errdefs.ErrUnavailable)
 	default:
 	}
-	m.mu.Lock()
-	old := m.agent
-	m.agent = nil
-	m.mu.Unlock()
-	if old != nil {
-		old.Conn.Close()
-	}
+	m.closeAgent()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", m.sockets[agentSocket])
 	if err != nil {
 		if ctx.Err() != nil {
@@ -212,12 +206,24 @@ func (m *Machine) Dial(ctx context.Context) (net.Conn, error) {
 	}
 	conn := &agentConn{Conn: c, m: m}
 	m.mu.Lock()
-	old, m.agent = m.agent, conn
+	old := m.agent
+	m.agent = conn
 	m.mu.Unlock()
 	if old != nil { // another Dial came between; the later one stays
 		old.Conn.Close()
 	}
 	return conn, nil
+}
+
+// closeAgent ends the connection that this process holds, if any.
+func (m *Machine) closeAgent() {
+	m.mu.Lock()
+	c := m.agent
+	m.agent = nil
+	m.mu.Unlock()
+	if c != nil {
+		c.Conn.Close()
+	}
 }
 
 // Wait implements vmpod.Machine.
@@ -389,7 +395,7 @@ func (m *Machine) Usage(context.Context) (vmpod.Usage, error) {
 	}
 	var err error
 	if !ok {
-		_, _, cpu, err = procStat(m.proc.PID)
+		_, cpu, err = procStat(m.proc.PID)
 	}
 	u.CPU = cpu
 	rss, pss, merr := residentMemory(m.proc.PID)

@@ -46,23 +46,23 @@ func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
 		return err
 	}
 	before := m.table()
-	port, ok := before.freePort()
+	slot, ok := before.freeSlot()
 	if !ok {
-		return fmt.Errorf("all %d ports are in use: %w", hotplugSlots, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("all %d slots are in use: %w", plugSlots, errdefs.ErrResourceExhausted)
 	}
 	after := before
 	if dev.Disk != nil {
-		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{*dev.Disk, port})
+		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{*dev.Disk, slot})
 	} else {
-		after.NICs = append(after.NICs[:len(after.NICs):len(after.NICs)], nicEntry{*dev.NIC, port})
+		after.NICs = append(after.NICs[:len(after.NICs):len(after.NICs)], nicEntry{*dev.NIC, slot})
 	}
 	if err := m.setTable(after); err != nil { // the intent, before the act
 		return err
 	}
 	if dev.Disk != nil {
-		err = addDisk(ctx, q, *dev.Disk, portName(port))
+		err = addDisk(ctx, q, *dev.Disk, slot)
 	} else {
-		err = addNIC(ctx, q, *dev.NIC, portName(port))
+		err = addNIC(ctx, q, *dev.NIC, slot)
 	}
 	if err != nil {
 		// Undoing must happen also when ctx is what ended.
@@ -114,7 +114,7 @@ func (m *Machine) setTable(t deviceTable) error {
 }
 
 // addDisk hands a disk's files to QEMU and adds node and device.
-func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, bus string) error {
+func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, slot int) error {
 	path, err := openImage(d, func(f *os.File) (string, error) {
 		defer f.Close()
 		var r struct {
@@ -129,10 +129,10 @@ func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, bus string) error {
 	if err := q.run(ctx, "blockdev-add", blockNode(d, path), nil); err != nil {
 		return err
 	}
-	return q.run(ctx, "device_add", diskDevice(d, bus), nil)
+	return q.run(ctx, "device_add", diskDevice(d, slot), nil)
 }
 
-func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, bus string) error {
+func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, slot int) error {
 	tap, err := openTap(n.Tap)
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, bus string) error {
 		q.run(ctx, "closefd", map[string]any{"fdname": fdName}, nil)
 		return err
 	}
-	return q.run(ctx, "device_add", nicDevice(n, bus), nil)
+	return q.run(ctx, "device_add", nicDevice(n, slot), nil)
 }
 
 // Unplug implements vmpod.Plugger. A disk that the guest still uses (mounted)
@@ -167,7 +167,7 @@ func (m *Machine) unplug(ctx context.Context, id string) error {
 	for _, n := range t.NICs {
 		if n.ID == id {
 			name = nicName(id)
-			if n.Port < 0 {
+			if n.Slot == 0 {
 				return fmt.Errorf("a NIC of the boot stays: %w", errdefs.ErrFailedPrecondition)
 			}
 		}

@@ -33,22 +33,22 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// procStat returns a process's state letter, start time and the CPU time used
-// by it, in nanoseconds (field 14 and 15, in ticks of USER_HZ = 100).
-func procStat(pid int) (state byte, start, cpu uint64, err error) {
+// procStat returns a process's start time and the CPU time used by it, in
+// nanoseconds (fields 14 and 15, in ticks of USER_HZ = 100).
+func procStat(pid int) (start, cpu uint64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, err
 	}
 	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')'):]), " ")
 	f := strings.Fields(rest) // f[0] is field 3
 	if !ok || len(f) < 20 {
-		return 0, 0, 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
+		return 0, 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
 	}
 	start, err = strconv.ParseUint(f[19], 10, 64)
 	user, err1 := strconv.ParseUint(f[11], 10, 64)
 	system, err2 := strconv.ParseUint(f[12], 10, 64)
-	return f[0][0], start, (user + system) * 10_000_000, errors.Join(err, err1, err2)
+	return start, (user + system) * 10_000_000, errors.Join(err, err1, err2)
 }
 
 // errGone means that the process has ended.
@@ -73,8 +73,9 @@ func (p process) open() (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", p.PID))
 	// Only now, with the process held, does its start time say who it is.
-	state, start, _, err := procStat(p.PID)
-	if err != nil || start != p.Start || state == 'Z' || state == 'X' {
+	// (A dead one that nobody has reaped yet is told by waitPidfd.)
+	start, _, err := procStat(p.PID)
+	if err != nil || start != p.Start {
 		f.Close()
 		return nil, errGone
 	}
@@ -140,7 +141,7 @@ func startQEMU(cfg Config, args []string, files []*os.File, groups []uint32, std
 	p := process{PID: cmd.Process.Pid, BootID: boot, StartedAt: time.Now()}
 	c := &child{ended: make(chan struct{})}
 	// Not yet reaped, so the pid is still its own even if it has ended.
-	_, p.Start, _, err = procStat(p.PID)
+	p.Start, _, err = procStat(p.PID)
 	go func() {
 		defer close(c.ended)
 		cmd.Wait()
