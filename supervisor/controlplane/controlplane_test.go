@@ -118,6 +118,15 @@ func TestPrepareDataDir(t *testing.T) {
 	if err := os.Remove(c.versionFile()); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Remove(c.clusterFile()); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDataDir(c); err != nil {
+		t.Errorf("what a start that was cut short leaves: %v", err)
+	}
+	if err := os.Remove(c.versionFile()); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(c.pkiPath("ca.key"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

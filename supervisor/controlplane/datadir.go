@@ -166,10 +166,11 @@ func writeCluster(c Config, cl Cluster) error {
 	return durable.WriteFile(c.clusterFile(), append(b, '\n'), 0o644)
 }
 
-// hasData says whether the directory holds a cluster's state or keys.
+// hasData says whether the directory holds a cluster's state or keys; empty
+// directories, which a start that was cut short leaves, are none.
 func hasData(c Config) bool {
-	for _, dir := range []string{c.etcdDir(), c.pkiPath()} {
-		if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+	for _, name := range []string{filepath.Join(c.etcdDir(), "member"), c.pkiPath("ca.key"), c.pkiPath("sa.key"), c.encryptionFile()} {
+		if _, err := os.Lstat(name); err == nil {
 			return true
 		}
 	}
