@@ -170,6 +170,10 @@ func (m *containerManager) PrepareDynamicResources(_ context.Context, pod *v1.Po
 	return nil
 }
 
+// GetPodCgroupRoot is the "pods" container of the Summary API: what all VMs
+// take of the host.
+func (m *containerManager) GetPodCgroupRoot() string { return m.host.PodsContainer() }
+
 func (m *containerManager) NewPodContainerManager() cm.PodContainerManager { return m.pods }
 
 // nodeConfig is what the kubelet asks back. CgroupVersion is that of the

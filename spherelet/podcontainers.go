@@ -29,12 +29,14 @@ type podContainerManager struct {
 
 var _ cm.PodContainerManager = (*podContainerManager)(nil)
 
-// podResources is the part of cm.ResourceConfig that the kubelet sets on pods.
+// podResources is the part of cm.ResourceConfig that the kubelet sets on pods,
+// in its units. Upstream dereferences every field of what it reads back, so
+// none is ever missing: unlimited is -1, as upstream reads it from a cgroup.
 type podResources struct {
-	Memory    *int64  `json:"memory,omitempty"`
-	CPUShares *uint64 `json:"cpuShares,omitempty"`
-	CPUQuota  *int64  `json:"cpuQuota,omitempty"`
-	CPUPeriod *uint64 `json:"cpuPeriod,omitempty"`
+	Memory    int64  `json:"memory"`
+	CPUShares uint64 `json:"cpuShares"`
+	CPUQuota  int64  `json:"cpuQuota"`
+	CPUPeriod uint64 `json:"cpuPeriod"`
 }
 
 const (
@@ -76,9 +78,9 @@ func (m *podContainerManager) GetPodCgroupConfig(pod *v1.Pod, name v1.ResourceNa
 	r := m.lookup(pod)
 	switch name {
 	case v1.ResourceMemory:
-		return &cm.ResourceConfig{Memory: r.Memory}, nil
+		return &cm.ResourceConfig{Memory: &r.Memory}, nil
 	case v1.ResourceCPU:
-		return &cm.ResourceConfig{CPUShares: r.CPUShares, CPUQuota: r.CPUQuota, CPUPeriod: r.CPUPeriod}, nil
+		return &cm.ResourceConfig{CPUShares: &r.CPUShares, CPUQuota: &r.CPUQuota, CPUPeriod: &r.CPUPeriod}, nil
 	}
 	return nil, errors.New("pod " + string(pod.UID) + ": resource " + string(name) + " is not limited by pod")
 }
@@ -88,17 +90,24 @@ func (m *podContainerManager) SetPodCgroupConfig(_ klog.Logger, pod *v1.Pod, c *
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.lookup(pod)
-	set(&r.Memory, c.Memory)
-	set(&r.CPUShares, c.CPUShares)
-	set(&r.CPUQuota, c.CPUQuota)
-	set(&r.CPUPeriod, c.CPUPeriod)
+	r.set(c)
 	return m.store(pod.UID, r)
 }
 
-func set[T any](to **T, from *T) {
+// set takes over the fields that c has.
+func (r *podResources) set(c *cm.ResourceConfig) {
+	if c == nil {
+		return
+	}
+	setIf(&r.Memory, c.Memory)
+	setIf(&r.CPUShares, c.CPUShares)
+	setIf(&r.CPUQuota, c.CPUQuota)
+	setIf(&r.CPUPeriod, c.CPUPeriod)
+}
+
+func setIf[T any](to, from *T) {
 	if from != nil {
-		v := *from
-		*to = &v
+		*to = *from
 	}
 }
 
@@ -108,10 +117,8 @@ func (m *podContainerManager) lookup(pod *v1.Pod) podResources {
 	var r podResources
 	b, err := os.ReadFile(m.file(pod.UID))
 	if err != nil || json.Unmarshal(b, &r) != nil {
-		r = podResources{}
-		if c := cm.ResourceConfigForPod(pod, true, cfsPeriod, false, kubeletconfig.NoneMemoryReservationPolicy); c != nil {
-			r = podResources{Memory: c.Memory, CPUShares: c.CPUShares, CPUQuota: c.CPUQuota, CPUPeriod: c.CPUPeriod}
-		}
+		r = podResources{Memory: -1, CPUShares: cm.MinShares, CPUQuota: -1, CPUPeriod: cfsPeriod}
+		r.set(cm.ResourceConfigForPod(pod, true, cfsPeriod, false, kubeletconfig.NoneMemoryReservationPolicy))
 		if err := m.store(pod.UID, r); err != nil {
 			klog.ErrorS(err, "The pod's resources could not be recorded; a restart takes the allocated ones", "podUID", pod.UID)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/coreos/go-systemd/v22/daemon"
+	dto "github.com/prometheus/client_model/go"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	"k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/certificate/bootstrap"
+	"k8s.io/kubernetes/pkg/kubelet/metrics"
 
 	"github.com/openatoll/atoll/internal/version"
 	"github.com/openatoll/atoll/spherelet/admission"
@@ -50,7 +52,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	setupLogging(o.Logger, o.Config.KubeletVerbosity)
 	registerMetrics(o.Facts, version.Version)
-	n := &node{o: o, host: machine.New(o.Paths.Kubelet, o.Paths.Images)}
+	n := &node{o: o, host: machine.New(o.Paths.Kubelet, o.Paths.Images, o.Paths.Cgroup)}
 	n.preps = newPreparations(o.Preparer, n.activePods, o.Logger)
 	if err := n.assemble(ctx); err != nil {
 		return err
@@ -107,7 +109,7 @@ func (n *node) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.deps.CAdvisorInterface = n.host
+	n.deps.CAdvisorInterface = patientHost{n.host}
 	n.deps.ContainerManager = newContainerManager(n.host, nodeConfig(n.o.Config.NodeName, n.o.Paths.Kubelet, reserved), admit, n.o.Paths.Kubelet)
 	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage)
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
@@ -134,6 +136,23 @@ func (n *node) admitHandler(memory int64) (*admitHandler, error) {
 		events:   n.events,
 		log:      n.o.Logger,
 	}, nil
+}
+
+// patientHost makes the kubelet wait for its first list of pods before it
+// first reports the Node: Start is called in between. A restart would flip
+// the Node to NotReady for ten seconds otherwise, "PLEG is not healthy".
+type patientHost struct{ *machine.Host }
+
+const firstListTimeout = 3 * time.Second
+
+func (h patientHost) Start() error {
+	for end := time.Now().Add(firstListTimeout); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		var m dto.Metric
+		if err := metrics.PLEGLastSeen.Write(&m); err == nil && m.GetGauge().GetValue() > 0 {
+			break
+		}
+	}
+	return h.Host.Start()
 }
 
 // captured is called by upstream while it assembles the kubelet, the only

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -99,9 +100,23 @@ func kubeletServer(c *v1alpha1.SphereletConfiguration, p config.Paths, labels ma
 	if k.EvictionHard = c.EvictionHard; k.EvictionHard == nil {
 		k.EvictionHard = defaultEviction
 	}
+	k.MaxOpenFiles = maxOpenFiles(k.MaxOpenFiles)
 	secure(k, c.ClientCAFile)
 	withoutHost(k)
 	return &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *k}, nil
+}
+
+// maxOpenFiles is what the kubelet wants, or the hard limit where it may not
+// be raised (a container without CAP_SYS_RESOURCE).
+func maxOpenFiles(want int64) int64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Max >= uint64(want) {
+		return want
+	}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(want), Max: uint64(want)}) == nil {
+		return want
+	}
+	return int64(l.Max)
 }
 
 // secure closes what upstream's defaults leave open.

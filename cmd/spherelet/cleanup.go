@@ -53,7 +53,7 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	step("mounts", unmountBelow(cfg.DataDir, cfg.RunDir))
 	step("pod directories", removePodDirs(p))
 	step("disks", removeDisks(ctx, p))
-	step("cgroups", removeEmptyCgroups("/sys/fs/cgroup"))
+	step("cgroups", removeCgroups("/sys/fs/cgroup", p.Cgroup))
 	if len(errs) == 0 {
 		step("run directory", os.RemoveAll(cfg.RunDir))
 	}
@@ -159,27 +159,38 @@ func removeDisks(ctx context.Context, p config.Paths) error {
 	return err
 }
 
-// removeEmptyCgroups removes the groups named atoll once no VM is in them;
-// those of other data directories stay.
-func removeEmptyCgroups(mount string) error {
+// removeCgroups removes the groups of this data directory, and the one above
+// once no other's is in there. Version 2 has one tree, version 1 several.
+func removeCgroups(mount, group string) error {
 	var errs []error
-	for _, pattern := range []string{"atoll", "*/atoll"} {
-		tops, err := filepath.Glob(filepath.Join(mount, pattern))
+	for _, tree := range []string{".", "*"} {
+		tops, err := filepath.Glob(filepath.Join(mount, tree, group))
 		if err != nil {
 			return err
 		}
 		for _, top := range tops {
-			pools, _ := filepath.Glob(filepath.Join(top, "*/"))
-			for _, dir := range append(pools, top) {
-				if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
-					continue
-				}
-				err := unix.Rmdir(dir)
-				if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) {
-					errs = append(errs, fmt.Errorf("remove %s: %w", dir, err))
-				}
+			errs = append(errs, rmdirTree(top))
+			if err := unix.Rmdir(filepath.Dir(top)); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+				errs = append(errs, fmt.Errorf("remove %s: %w", filepath.Dir(top), err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rmdirTree removes a group and those in it: a cgroup's files are not removed.
+func rmdirTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, rmdirTree(filepath.Join(dir, e.Name())))
+		}
+	}
+	if rerr := unix.Rmdir(dir); rerr != nil && !errors.Is(rerr, unix.ENOENT) {
+		err = errors.Join(err, fmt.Errorf("remove %s: %w", dir, rerr))
+	}
+	return err
 }

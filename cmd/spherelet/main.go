@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	kubeversion "k8s.io/component-base/version"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -30,6 +31,9 @@ import (
 
 func main() {
 	qemu.RunProbeChild()
+	// Upstream's packages put flags of their own there (another --version),
+	// and cobra takes them all in.
+	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
 	if err := command().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "spherelet:", err)
 		os.Exit(1)

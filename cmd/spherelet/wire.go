@@ -161,6 +161,7 @@ func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestima
 		Guest:       qemu.Guest{Kernel: g.Kernel, Initrd: g.Initrd, Cmdline: g.Cmdline},
 		StateDir:    p.VMs,
 		RunDir:      filepath.Join(c.RunDir, "vm"),
+		Cgroup:      p.Cgroup,
 	}
 }
 

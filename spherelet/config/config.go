@@ -155,8 +155,13 @@ func orInt(p *int32, def int32) {
 // socket paths end at 107 bytes, and of the data directory alone, so that
 // every program finds it.
 func RunDir(dataDir string) string {
+	return filepath.Join("/run/atoll", instance(dataDir))
+}
+
+// instance tells data directories of one machine apart.
+func instance(dataDir string) string {
 	sum := sha256.Sum256([]byte(filepath.Clean(dataDir)))
-	return filepath.Join("/run/atoll", hex.EncodeToString(sum[:4]))
+	return hex.EncodeToString(sum[:4])
 }
 
 // Paths below the data and run directories of one spherelet.
@@ -169,7 +174,10 @@ type Paths struct {
 	// the files are.
 	Kubelet, KubeletReal string
 	CRISocket            string
-	Version, Lock        string
+	// Cgroup holds the VMs of this data directory, relative to the root of
+	// the host's hierarchies.
+	Cgroup        string
+	Version, Lock string
 }
 
 // PathsOf returns where the files of a configuration are.
@@ -179,6 +187,7 @@ func PathsOf(c *v1alpha1.SphereletConfiguration) Paths {
 		Images: d("images"), Disks: d("disks"), VMs: d("vms"), CRIState: d("cri"), CRIDatabase: d("cri.db"),
 		PKI: d("pki"), PodLogs: d("podlogs"), PodManifests: d("manifests"),
 		Kubelet: d("kubelet"), KubeletReal: d("kubelet"),
+		Cgroup:    "atoll/" + instance(c.DataDir),
 		CRISocket: filepath.Join(c.RunDir, "cri.sock"),
 		Version:   d("version"), Lock: filepath.Join(c.RunDir, "spherelet.lock"),
 	}

@@ -30,8 +30,11 @@ type Host struct {
 	// kubeletDir and imagesDir are the directories whose file systems the
 	// kubelet calls nodefs and imagefs.
 	kubeletDir, imagesDir string
-	now                   func() time.Time
-	cpus                  int
+	// podsCgroup is the group, relative to the root of the hierarchies, in
+	// which the driver accounts all pod VMs of this node.
+	podsCgroup string
+	now        func() time.Time
+	cpus       int
 
 	mu sync.Mutex
 	// previous and last are the samples that "CPU in use now" comes from.
@@ -47,10 +50,14 @@ type sample struct {
 }
 
 // New returns the facts of this host. kubeletDir and imagesDir must exist
-// when the file-system methods are called.
-func New(kubeletDir, imagesDir string) *Host {
-	return &Host{root: "/", kubeletDir: kubeletDir, imagesDir: imagesDir, now: time.Now, cpus: runtime.NumCPU()}
+// when the file-system methods are called; podsCgroup may come and go.
+func New(kubeletDir, imagesDir, podsCgroup string) *Host {
+	return &Host{root: "/", kubeletDir: kubeletDir, imagesDir: imagesDir, podsCgroup: podsCgroup, now: time.Now, cpus: runtime.NumCPU()}
 }
+
+// PodsContainer is the name under which ContainerInfoV2 tells what all pod
+// VMs together take of the host, their VMMs included.
+func (h *Host) PodsContainer() string { return "/" + h.podsCgroup }
 
 // Start does nothing: nothing runs in the background.
 func (h *Host) Start() error { return nil }
@@ -111,10 +118,15 @@ func (h *Host) VersionInfo() (*cadvisor.VersionInfo, error) {
 	return &cadvisor.VersionInfo{KernelVersion: release, ContainerOsVersion: h.osRelease()}, nil
 }
 
-// ContainerInfoV2 knows one container, "/": the host itself. Anything else is
-// memory.ErrDataNotFound, which the kubelet takes as "not measured here".
+// ContainerInfoV2 knows two containers: "/", the host itself, and
+// PodsContainer. Anything else is memory.ErrDataNotFound, which the kubelet
+// takes as "not measured here". The answer always has one entry.
 func (h *Host) ContainerInfoV2(name string, _ cadvisorv2.RequestOptions) (map[string]cadvisorv2.ContainerInfo, error) {
-	if name != "/" {
+	switch {
+	case name == "/":
+	case name == h.PodsContainer() && h.podsCgroup != "":
+		return h.pods()
+	default:
 		return nil, fmt.Errorf("container %q: %w", name, memory.ErrDataNotFound)
 	}
 	stats, mem, err := h.sample()

@@ -35,7 +35,7 @@ func fake(t *testing.T) (*Host, string) {
 	write(t, root, "etc/machine-id", "abc\n")
 	write(t, root, "etc/os-release", "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n")
 	write(t, root, "proc/self/net/dev", "Inter-|\n face |\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 10 2 1 0 0 0 0 0 20 4 0 3 0 0 0 0\natl0123: 5 5 0 0 0 0 0 0 5 5 0 0 0 0 0 0\n")
-	return &Host{root: root, kubeletDir: root, imagesDir: root, now: time.Now, cpus: 4}, root
+	return &Host{root: root, kubeletDir: root, imagesDir: root, podsCgroup: "atoll/x", now: time.Now, cpus: 4}, root
 }
 
 func TestMachineInfo(t *testing.T) {
@@ -97,7 +97,7 @@ func TestRootContainer(t *testing.T) {
 
 func TestFileSystems(t *testing.T) {
 	dir := t.TempDir()
-	h := New(dir, dir)
+	h := New(dir, dir, "atoll/none")
 	root, err := h.RootFsInfo()
 	if err != nil || root.Device == "" || root.Capacity == 0 || root.Available > root.Capacity || root.Usage > root.Capacity {
 		t.Errorf("RootFsInfo = %+v, %v", root, err)
@@ -114,9 +114,43 @@ func TestFileSystems(t *testing.T) {
 	}
 }
 
+func TestPodsContainer(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"none": {},
+		"v2": {
+			"sys/fs/cgroup/atoll/x/memory.current": "1000\n",
+			"sys/fs/cgroup/atoll/x/memory.stat":    "anon 600\nfile 400\ninactive_file 300\npgfault 9\n",
+			"sys/fs/cgroup/atoll/x/cpu.stat":       "usage_usec 5\n",
+		},
+		"v1": {
+			"sys/fs/cgroup/memory/atoll/x/memory.usage_in_bytes": "1000\n",
+			"sys/fs/cgroup/memory/atoll/x/memory.stat":           "total_rss 600\ntotal_cache 400\ntotal_inactive_file 300\npgfault 9\n",
+			"sys/fs/cgroup/cpuacct/atoll/x/cpuacct.usage":        "5000\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, root := fake(t)
+			for f, c := range files {
+				write(t, root, f, c)
+			}
+			m, err := h.ContainerInfoV2(h.PodsContainer(), cadvisorv2.RequestOptions{})
+			if err != nil || len(m) != 1 || len(m["/atoll/x"].Stats) != 1 {
+				t.Fatalf("ContainerInfoV2 = %v, %v", m, err)
+			}
+			s, want := m["/atoll/x"].Stats[0], uint64(1)
+			if name == "none" {
+				want = 0
+			}
+			if s.Memory.Usage != 1000*want || s.Memory.WorkingSet != 700*want || s.Memory.RSS != 600*want || s.Cpu.Usage.Total != 5000*want {
+				t.Errorf("Memory = %+v, Cpu = %+v", s.Memory, s.Cpu)
+			}
+		})
+	}
+}
+
 // The real host answers whatever its cgroups look like.
 func TestThisHost(t *testing.T) {
-	h := New(t.TempDir(), t.TempDir())
+	h := New(t.TempDir(), t.TempDir(), "atoll/none")
 	if m, err := h.MachineInfo(); err != nil || m.NumCores < 1 || m.MemoryCapacity == 0 || m.BootID == "" {
 		t.Errorf("MachineInfo = %+v, %v", m, err)
 	}
