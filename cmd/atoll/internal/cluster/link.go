@@ -18,8 +18,10 @@ import (
 // NodeLink carries the node's address.
 const NodeLink = "atoll0"
 
-// ensureLink makes the node link in the cluster's network namespace.
-func (l Layout) ensureLink(ctx context.Context, s State, addr netip.Addr) error {
+// ensureLink makes the node link in the cluster's network namespace. It also
+// carries the Services' range: the node itself must have a way to send to
+// them, for nftables to redirect it, and not by a route that leads outside.
+func (l Layout) ensureLink(ctx context.Context, s State, addr netip.Addr, services netip.Prefix) error {
 	if !s.Isolated {
 		if err := l.claimHost(); err != nil {
 			return err
@@ -27,7 +29,7 @@ func (l Layout) ensureLink(ctx context.Context, s State, addr netip.Addr) error 
 	}
 	// A wider prefix would route its whole range into the link.
 	return hostnet.Do(s.Netns(l), func() error {
-		return tap.EnsureNodeLink(ctx, NodeLink, []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())})
+		return tap.EnsureNodeLink(ctx, NodeLink, []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}, services)
 	})
 }
 

@@ -205,7 +205,7 @@ func (u *up) network(ctx context.Context) error {
 		}
 	}
 	cfg := ControlPlaneConfig(u.Layout, u.state)
-	if err := u.ensureLink(ctx, u.state, cfg.Address); err != nil {
+	if err := u.ensureLink(ctx, u.state, cfg.Address, cfg.ServiceCIDR); err != nil {
 		return err
 	}
 	u.step("node link", NodeLink+" "+cfg.Address.String())
