@@ -78,6 +78,15 @@ func (h *fakeHost) set(step string, err error) {
 	h.fail[step] = err
 }
 
+// holdAt makes a step wait until release is called.
+func (h *fakeHost) holdAt(step string) (release func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := make(chan struct{})
+	h.hold[step] = c
+	return func() { close(c) }
+}
+
 // left lists what is on the host.
 func (h *fakeHost) left() []string {
 	h.mu.Lock()

@@ -133,7 +133,7 @@ func TestLifeOfAPod(t *testing.T) {
 func TestRunIsIdempotent(t *testing.T) {
 	h := newFakeHost()
 	s := serve(t, h, t.TempDir())
-	h.hold["launch"] = make(chan struct{})
+	release := h.holdAt("launch")
 	ids := make(chan string, 3)
 	for range 3 {
 		go func() {
@@ -145,7 +145,7 @@ func TestRunIsIdempotent(t *testing.T) {
 		}()
 	}
 	time.Sleep(50 * time.Millisecond)
-	close(h.hold["launch"])
+	release()
 	id := <-ids
 	if <-ids != id || <-ids != id || s.run(t) != id {
 		t.Fatal("several sandboxes for one attempt")
@@ -262,7 +262,7 @@ func TestDeadlineLeavesNothing(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			h := newFakeHost()
 			s := serve(t, h, t.TempDir())
-			h.hold[step] = make(chan struct{})
+			release := h.holdAt(step)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
 			_, err := s.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: podConfig(s.dir)})
@@ -270,7 +270,7 @@ func TestDeadlineLeavesNothing(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 			eventually(t, "all taken back", func() bool { return h.left() == nil })
-			close(h.hold[step])
+			release()
 			s.run(t)
 		})
 	}
@@ -281,10 +281,10 @@ func TestPrepare(t *testing.T) {
 	t.Run("joined", func(t *testing.T) {
 		h := newFakeHost()
 		s := serve(t, h, t.TempDir())
-		h.hold["launch"] = make(chan struct{})
+		release := h.holdAt("launch")
 		s.Prepare(t.Context(), hint)
 		s.Prepare(t.Context(), hint)
-		time.AfterFunc(50*time.Millisecond, func() { close(h.hold["launch"]) })
+		time.AfterFunc(50*time.Millisecond, release)
 		sb := s.run(t)
 		m, _ := fakeDriver{h}.Open(t.Context(), vmpod.ID{PodUID: podUID})
 		if sp := m.Spec(); h.launches != 1 || sp.CPUs != 2 || sp.Memory != 900*mib || len(sp.Disks) != 2 || !sp.Disks[1].ReadOnly {
@@ -305,7 +305,7 @@ func TestPrepare(t *testing.T) {
 	t.Run("forgotten while it boots", func(t *testing.T) {
 		h := newFakeHost()
 		s := serve(t, h, t.TempDir())
-		h.hold["dial"] = make(chan struct{})
+		defer h.holdAt("dial")()
 		s.Prepare(t.Context(), hint)
 		eventually(t, "launched", func() bool { return len(h.left()) > 2 })
 		s.Forget(t.Context(), podUID)
