@@ -181,16 +181,15 @@ func (t *Tree) place(ctx context.Context, parent *node, base string, hdr *tar.He
 		old.layer = t.layer
 		return t.setAttributes(old.node, hdr)
 	}
+	if hdr.Typeflag == tar.TypeLink {
+		t.remove(parent, base) // before the target is looked for, which may be in it
+	}
 	n, err := t.newNode(hdr)
 	if err != nil {
 		return err
 	}
 	if err := t.charge(nodeCost + len(base) + len(n.target)); err != nil {
 		return err
-	}
-	if old != nil && old.node == n { // a hard link to its own name
-		old.layer = t.layer
-		return t.setAttributes(n, hdr)
 	}
 	if n.isReg() && hdr.Typeflag != tar.TypeLink {
 		if err := t.putContents(ctx, n, hdr.Size, r); err != nil {

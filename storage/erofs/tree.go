@@ -108,7 +108,10 @@ func (t *Tree) resolve(path string) ([]string, error) {
 			continue
 		}
 		var child *node
-		if cur := nodes[len(nodes)-1]; cur != nil && cur.isDir() {
+		if cur := nodes[len(nodes)-1]; cur != nil {
+			if !cur.isDir() {
+				return nil, fmt.Errorf("%q is not a directory", "/"+strings.Join(done, "/"))
+			}
 			if e := cur.children[name]; e != nil {
 				child = e.node
 			}
