@@ -109,6 +109,9 @@ func removeNetwork(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) er
 	if *cfg.KubeProxy {
 		err = errors.Join(err, proxy.Cleanup(ctx))
 	}
+	if rerr := os.Remove(filepath.Join(cfg.DataDir, "network", "podcidr.json")); !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
 	return err
 }
 

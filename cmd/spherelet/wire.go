@@ -113,7 +113,11 @@ func (h *host) open(ctx context.Context) error {
 		return err
 	}
 	tapConfig.UID, tapConfig.GID = int(uid), int(gid)
-	network, err := tap.New(tapConfig)
+	taps, err := tap.New(tapConfig)
+	if err != nil {
+		return err
+	}
+	network, err := remember(ctx, taps, filepath.Join(tapConfig.StateDir, "podcidr.json"))
 	if err != nil {
 		return err
 	}
