@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -73,7 +72,7 @@ func saveSnapshot(ctx context.Context, cfg Config, f *os.File) (revision int64, 
 	if err != nil {
 		return fail(err)
 	}
-	defer cl.Close()
+	defer cl.Close() //nolint:errcheck // nothing was written
 	// A get first: a snapshot of an etcd that is not there would wait.
 	probe, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -115,15 +114,16 @@ func describe(cfg Config, snapshot *os.File, revision int64) (BackupHeader, erro
 		return h, err
 	}
 	h.Files = append(h.Files, BackupFile{Name: snapshotName, Size: n, SHA256: hex.EncodeToString(sum.Sum(nil))})
-	err = filepath.WalkDir(cfg.pkiPath(), func(path string, d fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(cfg.DataDir)
+	if err != nil {
+		return h, err
+	}
+	defer root.Close() //nolint:errcheck // nothing was written through it
+	err = fs.WalkDir(root.FS(), "pki", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || strings.HasPrefix(d.Name(), ".") {
 			return err
 		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(cfg.DataDir, path)
+		content, err := root.ReadFile(name)
 		if err != nil {
 			return err
 		}
@@ -150,6 +150,11 @@ func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (er
 	if err != nil {
 		return err
 	}
+	root, err := os.OpenRoot(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // nothing was written through it
 	w := tar.NewWriter(f)
 	add := func(name string, size int64, content io.Reader) error {
 		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: size, ModTime: h.Created, Format: tar.FormatPAX}); err != nil {
@@ -162,12 +167,7 @@ func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (er
 		return err
 	}
 	for _, bf := range h.Files {
-		var content io.ReadCloser = io.NopCloser(snapshot)
-		if bf.Name == snapshotName {
-			_, err = snapshot.Seek(0, io.SeekStart)
-		} else {
-			content, err = os.Open(filepath.Join(cfg.DataDir, bf.Name))
-		}
+		content, err := openEntry(root, snapshot, bf.Name)
 		if err != nil {
 			return err
 		}
@@ -190,6 +190,14 @@ func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (er
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(file))
+}
+
+func openEntry(root *os.Root, snapshot *os.File, name string) (io.ReadCloser, error) {
+	if name != snapshotName {
+		return root.Open(name)
+	}
+	_, err := snapshot.Seek(0, io.SeekStart)
+	return io.NopCloser(snapshot), err
 }
 
 // ReadBackupHeader returns the header of a backup, or an ErrInvalidArgument
@@ -262,7 +270,7 @@ func readFile(r *tar.Reader, file string, bf BackupFile, w io.Writer) error {
 	if entry.Name != bf.Name || entry.Typeflag != tar.TypeReg || entry.Size != bf.Size {
 		return corrupt(file, fmt.Sprintf("there is %q where %q belongs", truncate(entry.Name, 80), bf.Name))
 	}
-	var sum hash.Hash = sha256.New()
+	sum := sha256.New()
 	if _, err := io.Copy(io.MultiWriter(w, sum), r); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return corrupt(file, "it ends in the middle of "+bf.Name)

@@ -71,7 +71,8 @@ func lockDataDir(c Config) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("data directory %s is in use by process %s: stop that control plane first: %w", c.DataDir, strings.TrimSpace(string(holder[:n])), errdefs.ErrFailedPrecondition)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

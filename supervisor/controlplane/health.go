@@ -183,7 +183,7 @@ func (s *supervisor) checkEtcd(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer cl.Close()
+	defer cl.Close() //nolint:errcheck // nothing was written
 	st, err := cl.Status(ctx, s.config.etcdEndpoint())
 	if err != nil {
 		return "", err
@@ -214,10 +214,10 @@ func (s *supervisor) checkMetrics(ctx context.Context) (string, error) {
 	if err := s.get(ctx, base+"/livez"); err != nil {
 		return "", err
 	}
-	if err := s.get(ctx, base+"/readyz"); err != nil {
-		return "alive, no metrics of any node yet", nil
+	if s.get(ctx, base+"/readyz") == nil {
+		return "ready", nil
 	}
-	return "ready", nil
+	return "alive, no metrics of any node yet", nil
 }
 
 func (s *supervisor) checkApprover() (string, error) {
