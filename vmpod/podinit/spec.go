@@ -11,6 +11,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// ociVersion is written into every spec. Debian 12's crun (1.8.1) takes 1.0.x
+// alone; what later versions of the specification added it ignores.
+const ociVersion = "1.0.2"
+
 // A composition is what the guest adds to the host's OCI spec.
 type composition struct {
 	root      string // the mounted root file system
@@ -54,9 +58,7 @@ func compose(raw []byte, c composition) (*specs.Spec, map[string]string, error) 
 	if s.Hooks != nil {
 		return nil, nil, fmt.Errorf("OCI spec: hooks would run on the host, which is not here: %w", errdefs.ErrInvalidArgument)
 	}
-	if s.Version == "" {
-		s.Version = specs.Version
-	}
+	s.Version = ociVersion
 	if s.Linux == nil {
 		s.Linux = &specs.Linux{}
 	}
