@@ -72,7 +72,7 @@ func (l *link) run() {
 		l.set(c)
 		select {
 		case <-c.Done():
-			l.log.Warn("agent session ended, attaching again", "err", c.Err())
+			l.log.Info("agent session ended, attaching again", "err", c.Err())
 		case <-l.ctx.Done():
 		}
 		l.set(nil)
