@@ -65,13 +65,16 @@ func (a *agent) launch(l launch, sio *stdio) (pid int, ended <-chan unix.WaitSta
 	}
 	argv = append(argv, l.id)
 	mark := a.reaper.mark()
-	_, status, err := a.reaper.spawn(crunPath, argv, &syscall.ProcAttr{
+	crun, status, err := a.reaper.spawn(crunPath, argv, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: []uintptr{child[0].Fd(), child[1].Fd(), child[2].Fd()},
 	})
 	if err != nil {
 		return 0, nil, fmt.Errorf("start crun: %w", err)
 	}
+	// The OOM killer spares us, and so our children, but not the containers;
+	// crun leaves the value alone where the spec says 0.
+	os.WriteFile("/proc/"+strconv.Itoa(crun)+"/oom_score_adj", []byte("0"), 0)
 	if ws := <-status; exitCode(ws) != 0 {
 		return 0, nil, crunError(logFile, ws)
 	}
