@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -120,8 +121,12 @@ func printNext(w io.Writer, l cluster.Layout, res cluster.Result, took time.Dura
 	if !res.State.Isolated {
 		fmt.Fprintf(w, "  export KUBECONFIG=%s\n  kubectl run web --image=atoll.local/web\n\nor, without kubectl of your own:\n\n", l.Kubeconfig())
 	}
-	fmt.Fprintf(w, "  atoll enter%s -- kubectl run web --image=atoll.local/web\n", flag)
-	fmt.Fprintf(w, "  atoll enter%s -- kubectl get pods\n  atoll down%s\n", flag, flag)
+	atoll := "atoll"
+	if strings.Contains(os.Args[0], "/") {
+		atoll = os.Args[0] // as it was typed: not in PATH
+	}
+	fmt.Fprintf(w, "  %s enter%s -- kubectl run web --image=atoll.local/web\n", atoll, flag)
+	fmt.Fprintf(w, "  %s enter%s -- kubectl get pods\n  %s down%s\n", atoll, flag, atoll, flag)
 }
 
 // host is what this cluster asks of the machine.

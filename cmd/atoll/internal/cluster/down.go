@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,7 +75,11 @@ func (d *down) do(what string, f func() (detail string, err error)) {
 func (d *down) run(ctx context.Context) error {
 	running := strings.Join(Running(d.Layout), " ")
 	d.do(Spherelet, func() (string, error) {
-		return "stopped, its pod VMs too", stopSpherelet(ctx, d.Layout, d.state, d.opt.Assets)
+		detail := ""
+		if strings.Contains(running, Spherelet) {
+			detail = "stopped, its pod VMs too"
+		}
+		return detail, stopSpherelet(ctx, d.Layout, d.state, d.opt.Assets)
 	})
 	d.do(Supervisor, func() (string, error) {
 		killed, err := stopComponent(ctx, d.Layout, Supervisor, stopGrace)
@@ -150,30 +155,34 @@ func (d *down) network(ctx context.Context) (string, error) {
 func (d *down) cgroups() error {
 	var errs []error
 	for _, root := range leftovers.CgroupRoots() {
-		dir := filepath.Join(root, d.ID())
-		var dirs []string
-		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && e.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		errs = append(errs, err)
-		for i := len(dirs) - 1; i >= 0; i-- {
-			if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
-			}
+		for _, id := range Scope(d.Layout).IDs {
+			errs = append(errs, removeCgroups(filepath.Join(root, id)))
 		}
 		_ = os.Remove(root)
 	}
 	return errors.Join(errs...)
 }
 
-func (d *down) runDirs() (string, error) {
-	dirs := []string{d.RunDir()}
-	for _, node := range d.Nodes() {
-		dirs = append(dirs, d.NodeRunDir(node))
+// removeCgroups removes a tree of groups, which only goes from its leaves.
+func removeCgroups(dir string) error {
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil // what is gone is fine
+	})
+	errs := []error{err}
+	for _, dir := range slices.Backward(dirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+		}
 	}
+	return errors.Join(errs...)
+}
+
+func (d *down) runDirs() (string, error) {
+	dirs := append(nodeRunDirs(d.Layout), d.RunDir())
 	var errs []error
 	for _, dir := range dirs {
 		errs = append(errs, unmountBelow(dir), os.RemoveAll(dir))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -82,9 +84,24 @@ func Restore(ctx context.Context, l Layout, file string) (controlplane.BackupHea
 
 // Scope is what a search for the cluster's leftovers looks for.
 func Scope(l Layout) leftovers.Scope {
-	paths := []string{l.DataDir(), l.RunDir()}
-	for _, node := range l.Nodes() {
-		paths = append(paths, l.NodeRunDir(node))
+	scope := leftovers.Scope{IDs: []string{l.ID()}, Paths: []string{l.DataDir(), l.RunDir()}}
+	for _, dir := range nodeRunDirs(l) {
+		scope.IDs = append(scope.IDs, filepath.Base(dir))
+		scope.Paths = append(scope.Paths, dir)
 	}
-	return leftovers.Scope{ID: l.ID(), Paths: paths}
+	return scope
+}
+
+// nodeRunDirs are those of the nodes that have data, and of the node that
+// has this host's name: after a purge it is not known which there were.
+func nodeRunDirs(l Layout) []string {
+	nodes := l.Nodes()
+	if name, err := DefaultNodeName(); err == nil && !slices.Contains(nodes, name) {
+		nodes = append(nodes, name)
+	}
+	var dirs []string
+	for _, node := range nodes {
+		dirs = append(dirs, l.NodeRunDir(node))
+	}
+	return dirs
 }

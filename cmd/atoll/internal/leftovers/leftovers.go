@@ -32,18 +32,17 @@ type Leftover struct {
 
 // A Scope restricts a search to one cluster. The zero Scope is the host.
 type Scope struct {
-	// ID is the cluster's 8 hex digits.
-	ID string
+	// IDs are 8 hex digits each: the cluster's, and those of its nodes.
+	IDs []string
 	// Paths are directories that are only that cluster's.
 	Paths []string
 }
 
-func (s Scope) all() bool { return s.ID == "" }
+func (s Scope) all() bool { return len(s.IDs) == 0 }
 
 // mentions reports whether a text has a mark of the scope's cluster.
 func (s Scope) mentions(text string) bool {
-	return s.all() || strings.Contains(text, s.ID) ||
-		slices.ContainsFunc(s.Paths, func(p string) bool { return strings.Contains(text, p) })
+	return s.all() || slices.ContainsFunc(slices.Concat(s.IDs, s.Paths), func(p string) bool { return strings.Contains(text, p) })
 }
 
 // under reports whether path is at or below one of the scope's directories.
@@ -223,12 +222,17 @@ func CgroupRoots() []string {
 func cgroups(s Scope) ([]Leftover, error) {
 	var found []Leftover
 	for _, root := range CgroupRoots() {
-		dir := root
+		dirs := []string{root}
 		if !s.all() {
-			dir = filepath.Join(root, s.ID)
+			dirs = nil
+			for _, id := range s.IDs {
+				dirs = append(dirs, filepath.Join(root, id))
+			}
 		}
-		if _, err := os.Stat(dir); err == nil {
-			found = append(found, Leftover{Kind: "cgroup", Name: dir})
+		for _, dir := range dirs {
+			if _, err := os.Stat(dir); err == nil {
+				found = append(found, Leftover{Kind: "cgroup", Name: dir})
+			}
 		}
 	}
 	return found, nil

@@ -26,7 +26,7 @@ func TestOurs(t *testing.T) {
 }
 
 func TestScope(t *testing.T) {
-	s := Scope{ID: "0123abcd", Paths: []string{"/d", "/run/atoll/0123abcd"}}
+	s := Scope{IDs: []string{"0123abcd"}, Paths: []string{"/d", "/run/atoll/0123abcd"}}
 	for path, want := range map[string]bool{"/d": true, "/d/x": true, "/data": false, "/run/atoll/0123abcd/s": true} {
 		if got := s.under(path); got != want {
 			t.Errorf("under(%q) = %v", path, got)
@@ -45,7 +45,7 @@ func TestParseTables(t *testing.T) {
 }
 
 func TestFindOnThisHost(t *testing.T) {
-	if _, err := Find(Scope{ID: "ffffffff", Paths: []string{"/nowhere"}}); err != nil {
+	if _, err := Find(Scope{IDs: []string{"ffffffff"}, Paths: []string{"/nowhere"}}); err != nil {
 		t.Error(err)
 	}
 }
