@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -115,6 +117,8 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 		Reason    string `json:"reason"`
 	}
 	json.Unmarshal(ev.Data, &d)
+	// QEMU sets nospace only where it would have paused the guest for it.
+	full := d.NoSpace || strings.EqualFold(d.Reason, unix.ENOSPC.Error()) || strings.EqualFold(d.Reason, unix.EDQUOT.Error())
 	disk := strings.TrimPrefix(d.Node, nodeName(""))
 	m.mu.Lock()
 	if m.faults.count == nil {
@@ -122,10 +126,10 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 	}
 	m.faults.count[disk]++
 	m.faults.last = disk
-	m.faults.full = m.faults.full || d.NoSpace
+	m.faults.full = m.faults.full || full
 	first := m.faults.count[disk] == 1
 	m.mu.Unlock()
 	if first {
-		m.log.Error("host disk error is reported to the guest", "disk", disk, "operation", d.Operation, "no_space", d.NoSpace, "err", d.Reason)
+		m.log.Error("host disk error is reported to the guest", "disk", disk, "operation", d.Operation, "no_space", full, "err", d.Reason)
 	}
 }

@@ -39,6 +39,8 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, launchPatience)
+	defer cancel()
 	q, err := m.monitor(ctx)
 	if err != nil {
 		return nil, err
@@ -211,6 +213,10 @@ func equalSpecs(a, b vmpod.Spec) bool {
 	}
 	return reflect.DeepEqual(a, b)
 }
+
+// launchPatience bounds the time from QEMU's start to its first answer, which
+// is 50 ms on an idle host and many times that on a crowded one.
+const launchPatience = time.Minute
 
 // killPatience is how long a killed process may take to be gone: it must
 // first complete what it has in flight with the host's disks.

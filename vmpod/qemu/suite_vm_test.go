@@ -81,12 +81,17 @@ func TestDriver(t *testing.T) {
 		h.Leftovers = func(t testing.TB) []string { return leftovers(t, cfg) }
 		t.Cleanup(func() {
 			d.Close()
-			for _, tree := range d.trees {
-				os.Remove(filepath.Join(tree.root, cfg.Cgroup))
-			}
+			removeTestCgroups(d)
 		})
 		return h
 	})
+}
+
+// removeTestCgroups removes the topmost group, which drivers leave standing.
+func removeTestCgroups(d *Driver) {
+	for _, tree := range d.trees {
+		os.Remove(filepath.Join(tree.root, d.cfg.Cgroup))
+	}
 }
 
 func makeDisk(t testing.TB, id, content string, size int64) vmpod.Disk {

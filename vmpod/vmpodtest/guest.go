@@ -180,6 +180,7 @@ func (k *Talk) Tell(command string) {
 //	disks            "serial:sectors:ro" of each disk, in the guest's order
 //	nics             "mac:mtu" of each interface, in the guest's order
 //	read SERIAL      the first line on the disk
+//	readat SERIAL N  the line that begins at byte N of the disk
 //	write SERIAL N   writes N MiB to the disk and syncs: "ok" or "failed"
 //	deaf             from now on the power button is ignored: "ok"
 func (k *Talk) Ask(command string) string {

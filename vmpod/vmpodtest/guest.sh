@@ -36,6 +36,7 @@ answer() {
 		done
 		echo ;;
 	read) echo "$(head -n 1 "$(disk $2)" | tr -d '\0' | head -c 100)" ;;
+	readat) echo "$(tail -c +$(($3 + 1)) "$(disk $2)" | head -n 1 | tr -d '\0' | head -c 100)" ;;
 	write) dd if=/dev/zero of="$(disk $2)" bs=1M count=$3 conv=fsync 2>/dev/null && echo ok || echo failed ;;
 	deaf) kill -9 $button; echo ok ;;
 	poweroff) poweroff -f ;;
