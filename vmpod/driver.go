@@ -79,7 +79,8 @@ type Usage struct {
 type Status struct {
 	State State
 	// Reason is a CamelCase word and Message a sentence for people; both are
-	// set in every state but StateRunning.
+	// set in every state but StateRunning. There they tell of a fault that the
+	// machine has outlived, such as HostDiskFull, and are empty without one.
 	Reason, Message string
 	StartedAt       time.Time
 	// PID is the VMM's process on this host, 0 where there is none.

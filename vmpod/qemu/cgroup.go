@@ -176,8 +176,8 @@ func removeCgroups(dirs []string, top string) error {
 	return errs
 }
 
-// removeCgroup removes one group. A process that has ended keeps its group
-// busy until its parent has reaped it, which may be init: so for a while.
+// removeCgroup removes one group. A killed process keeps its group busy until
+// its last thread is gone, which a large VM's memory delays: so for a while.
 func removeCgroup(dir string) error {
 	var err error
 	for range 100 {

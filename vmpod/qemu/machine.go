@@ -120,6 +120,7 @@ func (m *Machine) Status(ctx context.Context) (vmpod.Status, error) {
 		return m.status(vmpod.StateStopped, nil), nil
 	default:
 	}
+	m.trimStderr()
 	ctx, cancel := context.WithTimeout(ctx, m.d.cfg.Deadline)
 	defer cancel()
 	err := m.ping(ctx)
@@ -137,6 +138,19 @@ func (m *Machine) Status(ctx context.Context) (vmpod.Status, error) {
 	state := m.state
 	m.mu.Unlock()
 	return m.status(state, err), nil
+}
+
+// maxStderr is far more than an honest QEMU says, in bytes.
+const maxStderr = 1 << 20
+
+// trimStderr empties QEMU's own log when it has grown: some warnings a guest
+// can cause again and again.
+func (m *Machine) trimStderr() {
+	if st, err := os.Stat(m.dir.file(stderrFile)); err == nil && st.Size() > maxStderr {
+		if err := os.Truncate(m.dir.file(stderrFile), 0); err != nil {
+			m.log.Warn("QEMU's log cannot be trimmed", "err", err)
+		}
+	}
 }
 
 // ping asks QEMU for its state, as the cheapest proof that it lives.
