@@ -127,9 +127,9 @@ func TestForPod(t *testing.T) {
 
 func TestOverhead(t *testing.T) {
 	p := pod(container(nil, list("1", "256Mi", "")))
-	p.Spec.Overhead = list("250m", "200Mi", "")
-	if s := ForPod(p, Policy{}); s.Memory != 456*mib || s.CPUs != 1 {
-		t.Errorf("with overhead: %v, want 1 CPU and 456 MiB", s)
+	p.Spec.Overhead = list("250m", "300Mi", "")
+	if s := ForPod(p, Policy{}); s.Memory != 556*mib || s.CPUs != 1 {
+		t.Errorf("with overhead: %v, want 1 CPU and 556 MiB", s)
 	}
 	p.Spec.Overhead = list("", "1Mi", "")
 	if s := ForPod(p, Policy{}); s.Memory != ram(256*mib) {
