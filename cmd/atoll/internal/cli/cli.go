@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -59,7 +60,7 @@ func printError(w io.Writer, err error, interrupted bool) {
 		fmt.Fprintln(w, "atoll: interrupted; what was started has been stopped")
 		return
 	}
-	fmt.Fprintf(w, "atoll: %v\n", err)
+	fmt.Fprintf(w, "atoll: %s\n", sentence(err))
 	var c *cluster.ComponentError
 	if errors.As(err, &c) {
 		if len(c.Lines) > 0 {
@@ -70,6 +71,19 @@ func printError(w io.Writer, err error, interrupted bool) {
 		}
 		fmt.Fprintf(w, "\nWhat was started has been stopped. `atoll check` looks for what is wrong with this host; the whole log is in %s\n", c.Log)
 	}
+}
+
+// sentence is an error without the names of the classes that code tells it
+// by.
+func sentence(err error) string {
+	s := err.Error()
+	for _, class := range []error{
+		errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition, errdefs.ErrInvalidArgument,
+		errdefs.ErrUnavailable, errdefs.ErrPermissionDenied, errdefs.ErrResourceExhausted,
+	} {
+		s = strings.ReplaceAll(strings.TrimSuffix(s, ": "+class.Error()), ": "+class.Error()+"\n", "\n")
+	}
+	return s
 }
 
 // globals are the flags of every command.

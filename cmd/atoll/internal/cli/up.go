@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/cluster"
@@ -81,24 +83,58 @@ func runUp(ctx context.Context, w io.Writer, l cluster.Layout, opt cluster.Optio
 	return stay(ctx, w, l, opt)
 }
 
-// stay waits for Ctrl-C or for the end of a component, and takes the cluster
-// down.
+// Repairs that stay makes before it gives up: more than these within the
+// window is a component that cannot live.
+const (
+	maxRepairs   = 5
+	repairWindow = 10 * time.Minute
+)
+
+// stay waits for Ctrl-C and takes the cluster down. A component that dies is
+// started again: pod VMs live on without it.
 func stay(ctx context.Context, w io.Writer, l cluster.Layout, opt cluster.Options) error {
 	fmt.Fprintln(w, "\nCtrl-C takes the cluster down.")
-	died := cluster.Watch(ctx, l)
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // where systemd started us
+	var failure error
+	for repairs := []time.Time{}; ; {
+		died := cluster.Watch(ctx, l)
+		if ctx.Err() != nil {
+			break
+		}
+		repairs = append(repairs, time.Now())
+		if n := len(repairs) - maxRepairs; n > 0 && time.Since(repairs[n-1]) < repairWindow {
+			failure = died
+			break
+		}
+		fmt.Fprintf(w, "%v; starting it again\n", died)
+		if failure = repair(ctx, l, opt); failure != nil {
+			break
+		}
+	}
 	fmt.Fprintln(w, "taking the cluster down")
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	// A second Ctrl-C must not leave half of it behind.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 	defer cancel()
 	unlock, err := cluster.Lock(l)
 	if err != nil {
+		return errors.Join(failure, err)
+	}
+	defer unlock()
+	return errors.Join(failure, cluster.Down(ctx, l, cluster.DownOptions{Assets: opt.Assets, Progress: progress(w)}))
+}
+
+func repair(ctx context.Context, l cluster.Layout, opt cluster.Options) error {
+	unlock, err := cluster.Lock(l)
+	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := cluster.Down(ctx, l, cluster.DownOptions{Assets: opt.Assets, Progress: progress(w)}); err != nil {
-		return err
+	_, err = cluster.Up(ctx, l, opt)
+	if ctx.Err() != nil { // Ctrl-C meanwhile is no failure
+		return nil
 	}
-	return died
+	return err
 }
 
 // progress prints a line a step.

@@ -26,8 +26,10 @@ type component struct {
 	name string
 	id   process.Identity
 	log  string
-	// from is the log's length when the process was started.
+	// from is the log's length when the process was started by this call.
 	from int64
+	// since is when that was; zero if it ran before.
+	since time.Time
 }
 
 // A ComponentError says that a component did not come up, with the lines of
@@ -64,6 +66,7 @@ func start(l Layout, name string, argv []string, extra ...*os.File) (component, 
 	cmd.Dir = "/"
 	cmd.Env = componentEnv()
 	cmd.ExtraFiles = extra
+	c.since = time.Now()
 	id, err := process.Start(cmd, c.log, l.Record(name))
 	if err != nil {
 		return c, fmt.Errorf("start %s: %w", name, err)

@@ -51,7 +51,7 @@ func (u *up) ready(ctx context.Context, sup, node component) error {
 		return err
 	}
 	nctx, cancel := context.WithTimeout(ctx, nodeLimit)
-	err = waitNode(nctx, client, u.state.Node)
+	err = waitNode(nctx, client, u.state.Node, node.since)
 	cancel()
 	if err != nil {
 		return node.fail(fmt.Errorf("node %s is not Ready: %w", u.state.Node, causeOf(ctx, err)))
@@ -111,8 +111,8 @@ func until(ctx context.Context, limit, every time.Duration, f func(context.Conte
 	}
 }
 
-// waitNode returns when the Node is Ready.
-func waitNode(ctx context.Context, client kubernetes.Interface, name string) error {
+// waitNode returns when the Node is Ready and has said so since a given time.
+func waitNode(ctx context.Context, client kubernetes.Interface, name string, since time.Time) error {
 	last := errors.New("it has not registered")
 	for {
 		// Without a resource version a watch begins with what there is.
@@ -127,7 +127,7 @@ func waitNode(ctx context.Context, client kubernetes.Interface, name string) err
 			if !ok {
 				break
 			}
-			if last = nodeReady(n); last == nil {
+			if last = nodeReady(n, since); last == nil {
 				w.Stop()
 				return nil
 			}
@@ -142,11 +142,16 @@ func waitNode(ctx context.Context, client kubernetes.Interface, name string) err
 	}
 }
 
-// nodeReady returns why a node is not Ready, nil if it is.
-func nodeReady(n *corev1.Node) error {
+// nodeReady returns why a node is not Ready, nil if it is. What it said before
+// since is old: the API server keeps the word of a node agent that has died.
+func nodeReady(n *corev1.Node, since time.Time) error {
 	for _, c := range n.Status.Conditions {
 		if c.Type != corev1.NodeReady {
 			continue
+		}
+		// Times in the API have seconds.
+		if c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second)) {
+			return errors.New("it has not reported since it was started")
 		}
 		if c.Status == corev1.ConditionTrue {
 			return nil

@@ -133,7 +133,7 @@ func describe(n *corev1.Node, pods []corev1.Pod) Node {
 		Kernel:         n.Status.NodeInfo.KernelVersion,
 		Accelerator:    n.Labels[acceleratorLabel],
 	}
-	if err := nodeReady(n); err != nil {
+	if err := nodeReady(n, time.Time{}); err != nil {
 		d.Message = err.Error()
 	} else {
 		d.Ready = true
