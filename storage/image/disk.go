@@ -153,21 +153,23 @@ func (s *Store) recordDisk(id string, rec diskRecord) error {
 }
 
 // convert makes the disk of an image that was just fetched, unless it is
-// there. A layer that turns out to be damaged in the store is dropped from it,
-// so that the next pull fetches it again.
-func (s *Store) convert(ctx context.Context, r ref, m *manifest) error {
+// there. again is true when layers turned out to be damaged in the store: they
+// are dropped from it, and fetching the image again may help.
+func (s *Store) convert(ctx context.Context, r ref, m *manifest) (again bool, err error) {
 	defer s.locks.lock(m.id())()
-	_, err := s.checkDisk(ctx, m.id())
+	_, err = s.checkDisk(ctx, m.id())
 	if err == nil {
-		return nil
+		return false, nil
 	}
 	if !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
-		return err
+		return false, err
 	}
 	if _, err = s.makeDisk(ctx, m); errdefs.IsDataLoss(err) {
-		err = errors.Join(err, s.forgetDamaged(ctx, m))
+		var forget error
+		again, forget = s.forgetDamaged(ctx, m)
+		err = errors.Join(err, forget)
 	}
-	return s.explainDisk(r.String(), err)
+	return again, s.explainDisk(r.String(), err)
 }
 
 func (s *Store) makeDisk(ctx context.Context, m *manifest) (diskRecord, error) {
@@ -205,11 +207,12 @@ func (s *Store) openBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadC
 	}{content.NewReader(ra), ra}, nil
 }
 
-// forgetDamaged drops the layers that are not what their digest says.
-func (s *Store) forgetDamaged(ctx context.Context, m *manifest) error {
+// forgetDamaged drops the layers that are not what their digest says, and
+// reports whether there were any.
+func (s *Store) forgetDamaged(ctx context.Context, m *manifest) (any bool, err error) {
 	for _, desc := range m.Layers {
-		if ctx.Err() != nil {
-			return nil
+		if err := ctx.Err(); err != nil {
+			return any, err
 		}
 		rc, err := s.openBlob(ctx, desc)
 		if err != nil {
@@ -222,10 +225,11 @@ func (s *Store) forgetDamaged(ctx context.Context, m *manifest) error {
 			continue
 		}
 		if err := s.forgetBlob(ctx, desc); err != nil {
-			return err
+			return any, err
 		}
+		any = true
 	}
-	return nil
+	return any, nil
 }
 
 func (s *Store) explainDisk(name string, err error) error {

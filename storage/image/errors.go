@@ -33,14 +33,14 @@ func classed(class error, format string, args ...any) error {
 
 // explainPull says what went wrong with a pull of r, and what to do. Errors
 // that have their sentence are left alone.
-func (s *Store) explainPull(r ref, authenticated bool, err error) error {
+func (s *Store) explainPull(ctx context.Context, r ref, authenticated bool, err error) error {
 	var done *classError
 	var status remoteerrors.ErrUnexpectedStatus
 	switch {
 	case err == nil, errors.As(err, &done):
 		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("pull image %s: %w", r, err)
+	case ctx.Err() != nil: // not by the error: net/http's timeouts pass for DeadlineExceeded
+		return fmt.Errorf("pull image %s: %w", r, ctx.Err())
 	case isDiskFull(err):
 		return classed(errdefs.ErrResourceExhausted,
 			"pull image %s: the disk under %s is full: remove images that are not needed or free space there: %v", r, s.root, err)

@@ -68,10 +68,10 @@ func (s *Store) board(key flightKey, r ref, auth *storage.Auth, progress func(st
 	defer s.mu.Unlock()
 	f := s.flights[key]
 	if f == nil {
-		ctx, cancel := context.WithCancel(context.Background())
+		ctx, cancel := context.WithCancel(s.ctx)
 		f = &flight{cancel: cancel, done: make(chan struct{}), watchers: map[int]func(storage.Progress){}}
 		s.flights[key] = f
-		go func() {
+		s.pulling.Go(func() {
 			f.image, f.err = s.pull(s.in(ctx), r, auth, f.report)
 			cancel()
 			s.mu.Lock()
@@ -80,7 +80,7 @@ func (s *Store) board(key flightKey, r ref, auth *storage.Auth, progress func(st
 			}
 			s.mu.Unlock()
 			close(f.done)
-		}()
+		})
 	}
 	id := f.join(progress)
 	return f, func() {
@@ -141,12 +141,14 @@ const leaseTime = 24 * time.Hour
 
 func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report reporter) (_ storage.Image, err error) {
 	start := time.Now()
-	defer func() { err = s.explainPull(r, auth != nil && *auth != storage.Auth{}, err) }()
+	defer func() { err = s.explainPull(ctx, r, auth != nil && *auth != storage.Auth{}, err) }()
+	s.fetches.RLock()
 	lease, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
+		s.fetches.RUnlock()
 		return storage.Image{}, err
 	}
-	defer s.endLease(context.WithoutCancel(ctx), lease, &err)
+	defer s.endPull(context.WithoutCancel(ctx), lease, &err)
 	ctx = leases.WithLease(ctx, lease.ID)
 
 	ses, err := s.newSession(ctx, r, auth)
@@ -155,12 +157,8 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 	}
 	defer ses.close()
 	p := &puller{store: s, ref: r, session: ses, report: report}
-	root, got, err := p.fetch(ctx)
+	root, got, err := p.fetchAndConvert(ctx)
 	if err != nil {
-		return storage.Image{}, err
-	}
-	report.stage("converting")
-	if err := s.convert(ctx, r, got); err != nil {
 		return storage.Image{}, err
 	}
 	names := []string{r.withDigest(root.Digest)}
@@ -185,15 +183,21 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 	return img, nil
 }
 
-// endLease gives up what the pull held; after a failed one, what came goes.
-func (s *Store) endLease(ctx context.Context, lease leases.Lease, failed *error) {
+// endPull gives up what the pull held; after a failed one, what came goes.
+func (s *Store) endPull(ctx context.Context, lease leases.Lease, failed *error) {
+	s.fetches.RUnlock()
 	if err := s.leases.Delete(ctx, lease); err != nil {
 		s.log.Warn("the lease of a pull stays until the next start", "error", err)
 	}
 	if *failed == nil {
 		return
 	}
-	if _, err := s.meta.GarbageCollect(ctx); err != nil {
+	_, err := s.meta.GarbageCollect(ctx)
+	if err == nil && s.fetches.TryLock() { // else the last of several does it
+		err = s.sweepIngests(ctx)
+		s.fetches.Unlock()
+	}
+	if err != nil {
 		s.log.Warn("what a failed pull fetched stays for now", "error", err)
 	}
 }
@@ -214,6 +218,22 @@ type puller struct {
 	session *session
 	report  reporter
 	fetcher remotes.Fetcher
+}
+
+// fetchAndConvert does it once more if layers that were here already turn out
+// to be damaged.
+func (p *puller) fetchAndConvert(ctx context.Context) (ocispec.Descriptor, *manifest, error) {
+	for try := 1; ; try++ {
+		root, m, err := p.fetch(ctx)
+		if err != nil {
+			return root, nil, err
+		}
+		p.report.stage("converting")
+		again, err := p.store.convert(ctx, p.ref, m)
+		if err == nil || !again || try == 2 {
+			return root, m, err
+		}
+	}
 }
 
 // fetch resolves the reference and brings all content of the linux/amd64 image

@@ -34,7 +34,7 @@ func (s *Store) newSession(ctx context.Context, r ref, auth *storage.Auth) (*ses
 	}
 	ses := &session{hosts: map[string]bool{}}
 	options := config.HostOptions{
-		UpdateClient: func(c *http.Client) error { return watch(c, s.timeouts, ses.used) },
+		UpdateClient: func(c *http.Client) error { return watch(c, s.timeouts, ses) },
 		Credentials:  func(host string) (string, string, error) { return ses.credentials(auth, host) },
 	}
 	if s.hostsDir != "" {
@@ -53,6 +53,13 @@ func (s *Store) newSession(ctx context.Context, r ref, auth *storage.Auth) (*ses
 		},
 	})
 	return ses, nil
+}
+
+// admits tells whether host belongs to the registry.
+func (ses *session) admits(host string) bool {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return ses.hosts[host]
 }
 
 func (ses *session) used(t *http.Transport) {

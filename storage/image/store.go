@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
@@ -69,11 +70,16 @@ type Store struct {
 
 	bolt    *bolt.DB
 	meta    *metadata.DB
+	blobs   content.Store // the directory below content
 	content content.Store
 	images  images.Store
 	leases  leases.Manager
 
-	locks locks // by image ID: making and erasing disks
+	ctx     context.Context // of all pulls; ends with Close
+	cancel  context.CancelFunc
+	pulling sync.WaitGroup
+	fetches sync.RWMutex // read-locked by what may write to content/ingest
+	locks   locks        // by image ID: making and erasing disks
 
 	mu      sync.Mutex
 	flights map[flightKey]*flight
@@ -87,7 +93,8 @@ const namespace = "atoll"
 
 // Open opens the store in cfg.Root, or makes one. What pulls and conversions
 // that died left is erased. Only one process may have it open: another gets
-// ErrUnavailable after 5 s.
+// ErrUnavailable after 5 s. Open sets the level of containerd's own log, which
+// goes beside slog to stderr, to errors.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Root == "" {
 		return nil, fmt.Errorf("image store without a root directory: %w", errdefs.ErrInvalidArgument)
@@ -97,6 +104,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		limits: cfg.Limits, timeouts: cfg.Timeouts.withDefaults(), log: cfg.Logger,
 		flights: map[flightKey]*flight{}, details: map[string]*detail{},
 	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.downloads <= 0 {
 		s.downloads = 3
 	}
@@ -124,6 +132,9 @@ func (s *Store) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := log.SetLevel("error"); err != nil {
+		return err
+	}
 	s.bootID = strings.TrimSpace(string(boot))
 	s.bolt, err = bolt.Open(filepath.Join(s.root, "images.db"), 0o600, &bolt.Options{Timeout: 5 * time.Second})
 	if errors.Is(err, bolterrors.ErrTimeout) {
@@ -132,11 +143,11 @@ func (s *Store) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("images.db: %w", err)
 	}
-	blobs, err := local.NewStore(filepath.Join(s.root, "content"))
+	s.blobs, err = local.NewStore(filepath.Join(s.root, "content"))
 	if err != nil {
 		return errors.Join(err, s.bolt.Close())
 	}
-	s.meta = metadata.NewDB(s.bolt, blobs, nil)
+	s.meta = metadata.NewDB(s.bolt, s.blobs, nil)
 	s.content = s.meta.ContentStore()
 	s.images = metadata.NewImageStore(s.meta)
 	s.leases = metadata.NewLeaseManager(s.meta)
@@ -166,11 +177,33 @@ func (s *Store) recover(ctx context.Context) error {
 	if _, err := s.meta.GarbageCollect(ctx); err != nil {
 		return err
 	}
+	if err := s.sweepIngests(ctx); err != nil {
+		return err
+	}
 	return s.sweepDisks(ctx)
 }
 
-// Close ends the use of the store. Pulls must have ended.
-func (s *Store) Close() error { return s.bolt.Close() }
+// sweepIngests erases what was half fetched. The metadata's collector misses
+// what it has no record of, such as content that was not what it should be.
+func (s *Store) sweepIngests(ctx context.Context) error {
+	statuses, err := s.blobs.ListStatuses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, st := range statuses {
+		if err := s.blobs.Abort(ctx, st.Ref); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends pulls under way and the use of the store.
+func (s *Store) Close() error {
+	s.cancel()
+	s.pulling.Wait()
+	return s.bolt.Close()
+}
 
 // in gives ctx the metadata's namespace.
 func (s *Store) in(ctx context.Context) context.Context {

@@ -50,11 +50,12 @@ func (e *silentError) Temporary() bool { return false }
 type transport struct {
 	base     *http.Transport
 	timeouts Timeouts
+	session  *session
 }
 
 // watch puts a transport into client; containerd calls it once or twice for
 // each host of hosts.toml.
-func watch(client *http.Client, timeouts Timeouts, used func(*http.Transport)) error {
+func watch(client *http.Client, timeouts Timeouts, ses *session) error {
 	if _, ok := client.Transport.(*transport); ok {
 		return nil
 	}
@@ -67,8 +68,8 @@ func watch(client *http.Client, timeouts Timeouts, used func(*http.Transport)) e
 		base.TLSHandshakeTimeout = timeouts.Connect
 		base.DialContext = (&net.Dialer{Timeout: timeouts.Connect, KeepAlive: 30 * time.Second}).DialContext
 	}
-	used(base)
-	client.Transport = &transport{base: base, timeouts: timeouts}
+	ses.used(base)
+	client.Transport = &transport{base: base, timeouts: timeouts, session: ses}
 	return nil
 }
 
@@ -85,7 +86,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		limit = MaxManifest
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
-	resp, err := t.base.RoundTrip(req.WithContext(ctx))
+	resp, err := t.base.RoundTrip(t.strip(req.WithContext(ctx)))
 	if err != nil {
 		cancel(nil)
 		var timeout net.Error
@@ -98,6 +99,21 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp.Request = req
 	resp.Body = &watchedBody{rc: resp.Body, ctx: ctx, cancel: cancel, stall: t.timeouts.Stall, left: limit, limit: limit}
 	return resp, nil
+}
+
+// strip takes credentials off a request that redirects have led to somebody
+// else: net/http keeps them where just the port is another.
+func (t *transport) strip(req *http.Request) *http.Request {
+	first := req
+	for first.Response != nil {
+		first = first.Response.Request
+	}
+	if first.URL.Host != req.URL.Host && !t.session.admits(req.URL.Host) {
+		req.Header = req.Header.Clone()
+		req.Header.Del("Authorization")
+		req.Header.Del("Cookie")
+	}
+	return req
 }
 
 func (t *transport) CloseIdleConnections() { t.base.CloseIdleConnections() }

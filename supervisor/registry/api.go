@@ -312,8 +312,11 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request) error {
 		switch d.Name() {
 		case digestsDir:
 			rel, err := filepath.Rel(root, filepath.Dir(path))
+			if err != nil {
+				return err
+			}
 			repos = append(repos, filepath.ToSlash(rel))
-			return errors.Join(err, fs.SkipDir)
+			return fs.SkipDir
 		case tagsDir:
 			return fs.SkipDir
 		}
