@@ -40,6 +40,7 @@ func (p places) make() error {
 // An agent is the guest's side of agentapi.
 type agent struct {
 	places places
+	crun   string // the program's path
 	reaper *reaper
 	exits  *exitJournal
 	images *imageMounts

@@ -19,8 +19,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// crunPath is where the initramfs has it.
-const crunPath = "/usr/bin/crun"
+// crunFile is where the initramfs has it.
+const crunFile = "/usr/bin/crun"
+
+// sealCrun moves a program into a sealed memfd and returns the path by which
+// this process can start it. crun copies itself into one at every start
+// unless it runs from one already (so that a container cannot write to it:
+// CVE-2019-5736), and the copying and starting twice is most of its time:
+// docs/decisions/0001-crun-in-the-guest.md.
+//
+// The descriptor stays open as long as the process.
+func sealCrun(file string) (string, error) {
+	program, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	fd, err := unix.MemfdCreate("crun", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return "", fmt.Errorf("memfd: %w", err)
+	}
+	for len(program) > 0 {
+		n, err := unix.Write(fd, program)
+		if err != nil {
+			unix.Close(fd)
+			return "", fmt.Errorf("memfd: %w", err)
+		}
+		program = program[n:]
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		unix.Close(fd)
+		return "", fmt.Errorf("seal memfd: %w", err)
+	}
+	return "/proc/self/fd/" + strconv.Itoa(fd), os.Remove(file)
+}
 
 // A launch is one process that crun is to start.
 type launch struct {
@@ -65,7 +97,7 @@ func (a *agent) launch(l launch, sio *stdio) (pid int, ended <-chan unix.WaitSta
 	}
 	argv = append(argv, l.id)
 	mark := a.reaper.mark()
-	crun, status, err := a.reaper.spawn(crunPath, argv, &syscall.ProcAttr{
+	crun, status, err := a.reaper.spawn(a.crun, argv, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: []uintptr{child[0].Fd(), child[1].Fd(), child[2].Fd()},
 	})

@@ -153,7 +153,7 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,accel=tcg,sata=off,smbus=off", "-cpu", "max", "-m", "256",
 		"-kernel", g.Kernel, "-initrd", g.Initrd,
-		"-append", "console=ttyS0 panic=-1 quiet no_timer_check random.trust_cpu=on " + g.Cmdline,
+		"-append", "console=ttyS0 panic=-1 quiet loglevel=7 no_timer_check random.trust_cpu=on " + g.Cmdline,
 		"-serial", "stdio", "-monitor", "unix:" + vm.monitor + ",server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=" + vm.socket + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,name=atoll.agent",
@@ -171,7 +171,7 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-		if t.Failed() {
+		if t.Failed() || testing.Verbose() {
 			t.Logf("%s\nconsole:\n%s", strings.Join(cmd.Args, " "), vm.console)
 		}
 	})

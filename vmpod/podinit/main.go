@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/openatoll/atoll/vmpod/agentapi"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ func Main() {
 }
 
 func run() error {
+	began := uptime()
 	if err := mountBase(); err != nil {
 		return err
 	}
@@ -53,12 +55,16 @@ func run() error {
 	if err := a.places.make(); err != nil {
 		return err
 	}
+	var err error
+	if a.crun, err = sealCrun(crunFile); err != nil {
+		return fmt.Errorf("take crun: %w", err)
+	}
 	go a.reaper.loop()
 	port, err := openPort(portName)
 	if err != nil {
 		return err
 	}
-	slog.Info("agent ready", "version", Version)
+	slog.Info("agent ready", "version", Version, "init", time.Duration(began), "ready", time.Duration(uptime()))
 	return agentapi.Serve(context.Background(), port, a, func(format string, args ...any) {
 		slog.Warn("agent session", "detail", fmt.Sprintf(format, args...))
 	})
