@@ -102,7 +102,7 @@ func (m *Machine) keepMonitor(adopted bool) {
 			pause = minReconnect
 			m.setMonitor(q)
 			if adopted {
-				go m.resume(ctx, q)
+				m.background.Go(func() { m.resume(ctx, q) })
 			}
 			adopted = true // whatever comes later was running before
 			select {
@@ -210,13 +210,13 @@ func (m *Machine) onEvent(ev qmpEvent) {
 			}
 		})
 		if d.Guest {
-			go m.guestEnded()
+			m.background.Go(m.guestEnded)
 		}
 	case "GUEST_PANICKED":
 		m.note(func(e *evidence) { e.panicked, e.at = true, ev.Time })
-		go m.guestEnded()
+		m.background.Go(m.guestEnded)
 	case "STOP":
-		go m.stopped()
+		m.background.Go(m.stopped)
 	case "BLOCK_IO_ERROR":
 		m.onDiskError(ev)
 	}
