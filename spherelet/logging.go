@@ -26,14 +26,16 @@ func (h *verboseHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// verboseHandler lets through what klog has already decided to say, and what
-// contextual loggers say up to the same verbosity.
+// verboseHandler lets through what upstream says up to the configured
+// verbosity, which counts as information; warnings and errors as ours.
 type verboseHandler struct {
 	slog.Handler
 	least slog.Level
 }
 
-func (h *verboseHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.least }
+func (h *verboseHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= h.least && h.Handler.Enabled(ctx, max(l, slog.LevelInfo))
+}
 
 func (h *verboseHandler) WithAttrs(as []slog.Attr) slog.Handler {
 	return &verboseHandler{Handler: h.Handler.WithAttrs(as), least: h.least}

@@ -57,6 +57,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := n.assemble(ctx); err != nil {
 		return err
 	}
+	if err := portFree(n.server.Address, n.server.Port); err != nil {
+		return err
+	}
 	stopHealth, err := n.serveHealth()
 	if err != nil {
 		return err
@@ -223,6 +226,15 @@ func (n *node) join(ctx context.Context) error {
 		return fmt.Errorf("node %s cannot join: %w; is the API server named in %s reachable, and its token still valid?", c.NodeName, err, c.BootstrapKubeconfig)
 	}
 	return err
+}
+
+// portFree: upstream exits without a cure when it cannot listen.
+func portFree(address string, port int32) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
+	if err != nil {
+		return fmt.Errorf("port %d of the node: %w: stop what uses the port, or set another port; nodeIP must be an address of this host", port, err)
+	}
+	return l.Close()
 }
 
 // serveHealth serves /healthz and /metrics on loopback.

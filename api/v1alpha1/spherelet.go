@@ -40,7 +40,9 @@ type SphereletConfiguration struct {
 	ClusterDomain string   `json:"clusterDomain,omitempty"`
 	// MaxPods on this node, 1 to 1000; default 250.
 	MaxPods int32 `json:"maxPods,omitempty"`
-	// Labels and Taints with which the node registers.
+	// Labels and Taints with which the node registers. Labels of the domain
+	// atoll.dev are the spherelet's own: accelerator (kvm or tcg), kvm
+	// (usable, unusable or absent) and guest-kernel (stock or tuned).
 	Labels map[string]string `json:"labels,omitempty"`
 	Taints []string          `json:"taints,omitempty"`
 	// NetworkNamespace (a path or a name under /run/netns) that the process
@@ -49,21 +51,25 @@ type SphereletConfiguration struct {
 
 	// KubeProxy serves Services on this node; default true.
 	KubeProxy *bool `json:"kubeProxy,omitempty"`
-	// ClusterCIDR is the range of all pods, for kube-proxy.
+	// ClusterCIDR is the range of all pods of the cluster. Required for
+	// KubeProxy.
 	ClusterCIDR string `json:"clusterCIDR,omitempty"`
 
 	// KubeReserved and SystemReserved are kept from pods, as the kubelet's
 	// settings of the same names ("cpu", "memory", "ephemeral-storage").
+	// KubeReserved defaults to 100m of CPU and 256 MiB and a twentieth of the
+	// RAM (at most 4 GiB, at most a quarter), which leaves room for QEMU.
 	KubeReserved   map[string]string `json:"kubeReserved,omitempty"`
 	SystemReserved map[string]string `json:"systemReserved,omitempty"`
-	// EvictionHard, as the kubelet's ("memory.available": "100Mi").
+	// EvictionHard, as the kubelet's; default memory.available 100Mi,
+	// nodefs.available, nodefs.inodesFree and imagefs.available 5%.
 	EvictionHard map[string]string `json:"evictionHard,omitempty"`
 
 	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
 	Images     ImagesConfiguration     `json:"images,omitempty"`
 
 	// LogLevel is debug, info (default), warn or error; KubeletVerbosity is
-	// upstream's -v, 0 to 10.
+	// upstream's -v, 0 to 7 (more would log the bodies of Secrets).
 	LogLevel         string `json:"logLevel,omitempty"`
 	KubeletVerbosity int32  `json:"kubeletVerbosity,omitempty"`
 }
@@ -78,8 +84,8 @@ type HypervisorConfiguration struct {
 	// Guest is the directory with kernel and initramfs as `make guest` lays
 	// it out. Required.
 	Guest string `json:"guest,omitempty"`
-	// User runs QEMU, with its own gid; default "atoll-qemu" if that user
-	// exists, else a numeric id that owns nothing else.
+	// User runs QEMU, with its own gid: a name or a number; default
+	// "atoll-qemu" if that user exists, else 400417, which owns nothing else.
 	User string `json:"user,omitempty"`
 	// EphemeralDefault is the size of a pod's writable disk when the pod sets
 	// no ephemeral-storage limit, as a quantity; default "10Gi".
