@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 )
 
 // kernelLogger logs to the kernel's ring, and so to the console that the
@@ -15,7 +17,7 @@ func kernelLogger() *slog.Logger {
 	if err != nil {
 		return slog.Default()
 	}
-	return slog.New(slog.NewTextHandler(kmsg{f}, &slog.HandlerOptions{
+	return slog.New(slog.NewTextHandler(kmsg{w: f, info: infoLevel()}, &slog.HandlerOptions{
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {
 				return slog.Attr{} // the ring has its own
@@ -25,11 +27,25 @@ func kernelLogger() *slog.Logger {
 	}))
 }
 
+// infoLevel is the kernel's level of what the agent says in passing. With
+// "atoll.trace" on its command line even a quiet kernel shows it on the
+// console, for people and benchmarks that watch a boot.
+func infoLevel() string {
+	cmdline, _ := os.ReadFile("/proc/cmdline")
+	if slices.Contains(strings.Fields(string(cmdline)), "atoll.trace") {
+		return "<1>"
+	}
+	return "<6>"
+}
+
 // kmsg turns each line into one record of the ring.
-type kmsg struct{ w io.Writer }
+type kmsg struct {
+	w    io.Writer
+	info string
+}
 
 func (k kmsg) Write(p []byte) (int, error) {
-	level := "<6>"
+	level := k.info
 	switch {
 	case bytes.HasPrefix(p, []byte("level=ERROR")):
 		level = "<3>"

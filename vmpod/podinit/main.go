@@ -40,6 +40,7 @@ func run() error {
 		return err
 	}
 	slog.SetDefault(kernelLogger())
+	slog.Info("podinit started")
 	// The heap is small and short-lived; memory belongs to the containers.
 	debug.SetGCPercent(50)
 	loadModules("/modules")
