@@ -31,7 +31,7 @@ import (
 func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	p := config.PathsOf(cfg)
 	if _, err := os.Stat(cfg.DataDir); errors.Is(err, fs.ErrNotExist) {
-		return os.RemoveAll(cfg.RunDir)
+		return removeRunDir(cfg)
 	}
 	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
 		return err
@@ -55,9 +55,20 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	step("disks", removeDisks(ctx, p))
 	step("cgroups", removeCgroups("/sys/fs/cgroup", p.Cgroup))
 	if len(errs) == 0 {
-		step("run directory", os.RemoveAll(cfg.RunDir))
+		step("run directory", removeRunDir(cfg))
 	}
 	return errors.Join(errs...)
+}
+
+// removeRunDir also removes /run/atoll once nothing else is in there.
+func removeRunDir(cfg *v1alpha1.SphereletConfiguration) error {
+	err := os.RemoveAll(cfg.RunDir)
+	if cfg.RunDir == config.RunDir(cfg.DataDir) {
+		if err := unix.Rmdir(filepath.Dir(cfg.RunDir)); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return err
 }
 
 // removeVMs needs no guest image: nothing is launched.

@@ -55,7 +55,10 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 	}
 	_, _, err = vmUser(cfg.Hypervisor.User)
 	report("user of QEMU", cfg.Hypervisor.User, err)
-	kvm := qemu.ProbeKVM(ctx, os.TempDir())
+	kvm, err := probeKVM(ctx, p.VMs)
+	if err != nil {
+		return err
+	}
 	switch {
 	case kvm.Usable:
 		report("KVM", "usable", nil)
@@ -65,6 +68,18 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 		fmt.Fprintf(out, "warn  %-16s unusable: %s; pod VMs will be emulated, which is slow and no security boundary\n", "KVM", kvm.Reason)
 	}
 	return errors.Join(errs...)
+}
+
+// probeKVM uses what a node of this directory has found out, if there was one.
+func probeKVM(ctx context.Context, vms string) (qemu.KVMStatus, error) {
+	if _, err := os.Stat(vms); err == nil {
+		return qemu.ProbeKVM(ctx, vms), nil
+	}
+	dir, err := os.MkdirTemp("", "atoll-check-")
+	if err != nil {
+		return qemu.KVMStatus{}, err
+	}
+	return qemu.ProbeKVM(ctx, dir), os.RemoveAll(dir)
 }
 
 func portFree(ip string, port int32, key string) error {
