@@ -149,6 +149,7 @@ func awaitEcho(r io.Reader, echo []byte) ([]byte, error) {
 type hostConn struct {
 	net.Conn
 	rest []byte
+	fj   frameJoiner
 	st   stuffer
 	buf  []byte
 }
@@ -164,7 +165,11 @@ func (h *hostConn) Read(p []byte) (int, error) {
 
 // Write is called by yamux's one sending goroutine alone.
 func (h *hostConn) Write(p []byte) (int, error) {
-	h.buf = h.st.append(h.buf[:0], p)
+	frame := h.fj.join(p)
+	if len(frame) == 0 {
+		return len(p), nil
+	}
+	h.buf = h.st.append(h.buf[:0], frame)
 	if _, err := h.Conn.Write(h.buf); err != nil {
 		return 0, err
 	}

@@ -141,3 +141,27 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// A frameJoiner joins what yamux writes in two: a data frame's header and its
+// body. Each write is an interrupt on the other side.
+type frameJoiner struct{ held []byte }
+
+const (
+	muxHeader   = 12 // yamux: version, type, flags (2), stream (4), length (4)
+	muxTypeData = 0
+)
+
+// join returns what is to be written now; empty means that p was kept back,
+// because its body is what yamux writes next.
+func (j *frameJoiner) join(p []byte) []byte {
+	if len(j.held) == 0 {
+		if len(p) == muxHeader && p[1] == muxTypeData && binary.BigEndian.Uint32(p[8:]) > 0 {
+			j.held = append(j.held, p...)
+			return nil
+		}
+		return p
+	}
+	out := append(j.held, p...)
+	j.held = out[:0]
+	return out
+}

@@ -95,6 +95,7 @@ type guestConn struct {
 	id  sessionID
 	pr  *io.PipeReader
 	pw  *io.PipeWriter
+	fj  frameJoiner
 
 	mu   sync.Mutex
 	over error
@@ -119,14 +120,21 @@ func (c *guestConn) ended() error {
 func (c *guestConn) Read(p []byte) (int, error) { return c.pr.Read(p) }
 
 // Write waits for its turn, as long as the host reads nothing; a session that
-// is over writes no more.
+// is over writes no more. yamux's one sending goroutine alone calls it.
 func (c *guestConn) Write(p []byte) (int, error) {
+	frame := c.fj.join(p)
+	if len(frame) == 0 {
+		return len(p), nil
+	}
 	c.srv.wmu.Lock()
 	defer c.srv.wmu.Unlock()
 	if err := c.ended(); err != nil {
 		return 0, err
 	}
-	return c.srv.rw.Write(p)
+	if _, err := c.srv.rw.Write(frame); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 func (c *guestConn) Close() error {

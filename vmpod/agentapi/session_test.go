@@ -71,7 +71,7 @@ func (g *fakeGuest) ServeStream(ctx context.Context, h *StreamHeader, s *Stream)
 				return err
 			}
 		}
-		return nil
+		return s.Flush()
 	}
 	return fmt.Errorf("%s: %w", h.Kind, errdefs.ErrNotImplemented)
 }

@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"net"
@@ -21,7 +22,8 @@ type Stream struct {
 	out   chunkWriter
 	cause func() error // why the session ended, nil if it has not
 
-	accepted bool // guest side
+	accepted bool          // guest side
+	records  *bufio.Writer // guest side, what Send keeps
 }
 
 func newStream(raw *yamux.Stream, cause func() error) *Stream {
@@ -78,8 +80,22 @@ func (s *Stream) Finish(err error) error {
 	return WriteMessage(s.raw, r)
 }
 
-// Send writes one record (guest side, LOGS and EXITS).
-func (s *Stream) Send(m proto.Message) error { return s.explain(WriteMessage(s.raw, m)) }
+// Send takes one record (guest side, LOGS and EXITS). It may wait for more
+// until Flush, so that many small records travel in one frame.
+func (s *Stream) Send(m proto.Message) error {
+	if s.records == nil {
+		s.records = bufio.NewWriterSize(s.raw, MaxChunk)
+	}
+	return s.explain(WriteMessage(s.records, m))
+}
+
+// Flush sends what Send has kept.
+func (s *Stream) Flush() error {
+	if s.records == nil {
+		return nil
+	}
+	return s.explain(s.records.Flush())
+}
 
 // Gone is closed when the host has given the stream up. It reads from the
 // stream, so it is for streams on which the host sends nothing.

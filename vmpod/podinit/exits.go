@@ -65,8 +65,9 @@ func (j *exitJournal) since(from uint64) ([]*agentapi.ExitRecord, <-chan struct{
 	return append([]*agentapi.ExitRecord(nil), j.records[n:]...), j.changed
 }
 
-// follow calls each with every record from an offset on until stop is closed.
-func (j *exitJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.ExitRecord) error) error {
+// follow calls each with every record from an offset on, and idle before it
+// waits for more, until stop is closed.
+func (j *exitJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.ExitRecord) error, idle func() error) error {
 	for {
 		records, more := j.since(from)
 		for _, rec := range records {
@@ -74,6 +75,9 @@ func (j *exitJournal) follow(from uint64, stop <-chan struct{}, each func(*agent
 				return err
 			}
 			from = rec.Offset + 1
+		}
+		if err := idle(); err != nil {
+			return err
 		}
 		select {
 		case <-more:

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +30,8 @@ type testVM struct {
 	monitor string
 	console *lockedBuffer
 	dir     string
+	image   string
+	pid     int
 }
 
 type lockedBuffer struct {
@@ -145,6 +148,7 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	dir := t.TempDir()
 	vm := &testVM{t: t, socket: filepath.Join(dir, "agent.sock"), monitor: filepath.Join(dir, "mon.sock"), console: &lockedBuffer{}, dir: dir}
 	image, eph := busyboxImage(t, dir), filepath.Join(dir, "eph.img")
+	vm.image = image
 	if err := os.WriteFile(eph, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +157,7 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,accel=tcg,sata=off,smbus=off", "-cpu", "max", "-m", "256",
 		"-kernel", g.Kernel, "-initrd", g.Initrd,
-		"-append", "console=ttyS0 panic=-1 quiet loglevel=7 no_timer_check random.trust_cpu=on " + g.Cmdline,
+		"-append", "console=ttyS0 panic=-1 quiet no_timer_check random.trust_cpu=on " + g.Cmdline,
 		"-serial", "stdio", "-monitor", "unix:" + vm.monitor + ",server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=" + vm.socket + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,name=atoll.agent",
@@ -168,10 +172,11 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	vm.pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-		if t.Failed() || testing.Verbose() {
+		if t.Failed() {
 			t.Logf("%s\nconsole:\n%s", strings.Join(cmd.Args, " "), vm.console)
 		}
 	})
@@ -189,6 +194,42 @@ func (vm *testVM) dial() net.Conn {
 			vm.t.Fatal(err)
 		}
 	}
+}
+
+// command gives QEMU's monitor one command.
+func (vm *testVM) command(line string) {
+	vm.t.Helper()
+	conn, err := net.Dial("unix", vm.monitor)
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintln(conn, line)
+	said := ""
+	for b := make([]byte, 4096); strings.Count(said, "(qemu)") < 2; {
+		n, err := conn.Read(b)
+		if err != nil {
+			vm.t.Fatalf("%s: %q, %v", line, said, err)
+		}
+		said += string(b[:n])
+	}
+	if strings.Contains(said, "Error") {
+		vm.t.Fatalf("%s: %s", line, said)
+	}
+}
+
+// cpuTime is what QEMU has used so far.
+func (vm *testVM) cpuTime() time.Duration {
+	vm.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", vm.pid))
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100
 }
 
 func (vm *testVM) attach() *agentapi.Client {

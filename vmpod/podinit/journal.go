@@ -1,8 +1,10 @@
 package podinit
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -161,9 +163,10 @@ func (j *logJournal) close() {
 }
 
 // follow calls each with every record from an offset on (0: the oldest kept),
-// as they come, until the one with eof, or until stop is closed. An offset
+// as they come, and idle before it waits for more, until the one with eof, or
+// until stop is closed. An offset
 // that is already dropped is ErrOutOfRange; the oldest one kept is in it.
-func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.LogRecord) error) error {
+func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.LogRecord) error, idle func() error) error {
 	var seg *segment
 	var pos int64
 	defer func() { j.release(seg) }()
@@ -175,6 +178,9 @@ func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agenta
 			return err
 		}
 		if wait != nil {
+			if err := idle(); err != nil {
+				return err
+			}
 			select {
 			case <-wait:
 				continue
@@ -182,9 +188,10 @@ func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agenta
 				return nil
 			}
 		}
+		r := bufio.NewReaderSize(io.NewSectionReader(seg.f, pos, size-pos), 64<<10)
 		for pos < size {
 			rec := &agentapi.LogRecord{}
-			n, err := readRecord(seg.f, pos, rec)
+			n, err := readRecord(r, rec)
 			if err != nil {
 				return err
 			}
@@ -197,7 +204,7 @@ func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agenta
 			}
 			from = rec.Offset + 1
 			if rec.Eof {
-				return nil
+				return idle()
 			}
 		}
 	}
@@ -247,13 +254,13 @@ func (j *logJournal) releaseLocked(s *segment) {
 	}
 }
 
-func readRecord(f *os.File, pos int64, rec *agentapi.LogRecord) (int64, error) {
+func readRecord(r io.Reader, rec *agentapi.LogRecord) (int64, error) {
 	var h [4]byte
-	if _, err := f.ReadAt(h[:], pos); err != nil {
+	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return 0, fmt.Errorf("log journal: %w", err)
 	}
 	b := make([]byte, binary.BigEndian.Uint32(h[:]))
-	if _, err := f.ReadAt(b, pos+4); err != nil {
+	if _, err := io.ReadFull(r, b); err != nil {
 		return 0, fmt.Errorf("log journal: %w", err)
 	}
 	if err := proto.Unmarshal(b, rec); err != nil {

@@ -24,6 +24,8 @@ func testJournal(t *testing.T) *logJournal {
 	return j
 }
 
+func noIdle() error { return nil }
+
 func line(s string) *agentapi.LogRecord { return &agentapi.LogRecord{Line: []byte(s)} }
 
 func TestLogJournal(t *testing.T) {
@@ -45,7 +47,7 @@ func TestLogJournal(t *testing.T) {
 		}
 		got = append(got, r.Offset)
 		return nil
-	})
+	}, noIdle)
 	if err != nil || len(got) != n+1 || !slices.IsSorted(got) {
 		t.Fatalf("%d records, %v", len(got), err)
 	}
@@ -56,7 +58,7 @@ func TestLogJournal(t *testing.T) {
 				first = r.Offset
 			}
 			return nil
-		})
+		}, noIdle)
 		if err != nil || first != from {
 			t.Errorf("from %d: began at %d, %v", from, first, err)
 		}
@@ -66,12 +68,12 @@ func TestLogJournal(t *testing.T) {
 	if len(j.segments) >= before {
 		t.Error("acknowledging dropped nothing")
 	}
-	if err := j.follow(1, nil, func(*agentapi.LogRecord) error { return nil }); !errdefs.IsOutOfRange(err) {
+	if err := j.follow(1, nil, func(*agentapi.LogRecord) error { return nil }, noIdle); !errdefs.IsOutOfRange(err) {
 		t.Errorf("a dropped record: %v", err)
 	}
 	stopped := make(chan struct{})
 	close(stopped)
-	if err := j.follow(n+2, stopped, func(*agentapi.LogRecord) error { return errors.New("a record from nowhere") }); err != nil {
+	if err := j.follow(n+2, stopped, func(*agentapi.LogRecord) error { return errors.New("a record from nowhere") }, noIdle); err != nil {
 		t.Error(err)
 	}
 }
@@ -100,7 +102,7 @@ func TestLogJournalBackPressure(t *testing.T) {
 		n++
 		j.ack(r.Offset)
 		return nil
-	})
+	}, noIdle)
 	if err != nil || n != 401 {
 		t.Errorf("%d records, %v", n, err)
 	}
@@ -113,7 +115,7 @@ func TestLogJournalCloses(t *testing.T) {
 	j := testJournal(t)
 	j.append(line("one"))
 	ended := make(chan error)
-	go func() { ended <- j.follow(2, nil, func(*agentapi.LogRecord) error { return nil }) }()
+	go func() { ended <- j.follow(2, nil, func(*agentapi.LogRecord) error { return nil }, noIdle) }()
 	time.Sleep(10 * time.Millisecond)
 	j.close()
 	if err := <-ended; !errdefs.IsNotFound(err) {
@@ -146,7 +148,7 @@ func TestExitJournal(t *testing.T) {
 			t.Errorf("an old record: %v", r)
 		}
 		return seen
-	})
+	}, noIdle)
 	if err != seen {
 		t.Error(err)
 	}

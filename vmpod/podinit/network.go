@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -14,8 +13,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-var ifnamePattern = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,15}$`)
 
 // setInterfaces brings up lo and every interface of the pod.
 func setInterfaces(ctx context.Context, interfaces []*agentapi.Interface) error {
@@ -41,7 +38,7 @@ func setInterfaces(ctx context.Context, interfaces []*agentapi.Interface) error 
 
 func setInterface(ctx context.Context, h *netlink.Handle, i *agentapi.Interface) error {
 	mac, err := net.ParseMAC(i.Mac)
-	if err != nil || !ifnamePattern.MatchString(i.Name) {
+	if err != nil || !only(i.Name, 15, "_.-") || i.Name == "." || i.Name == ".." {
 		return fmt.Errorf("want a MAC and a name of 1 to 15 characters: %w", errdefs.ErrInvalidArgument)
 	}
 	link, err := linkByMAC(ctx, h, mac)

@@ -3,12 +3,12 @@ package podinit
 import (
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -116,15 +116,10 @@ func mixEntropy(b []byte) error {
 	return nil
 }
 
-var (
-	hostnamePattern  = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
-	machineIDPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
-)
-
 // setNames sets the hostname and writes the files that containers see.
 func (a *agent) setNames(r *agentapi.SetupSandboxRequest) error {
-	if !hostnamePattern.MatchString(r.Hostname) {
-		return fmt.Errorf("hostname %q: %w", r.Hostname, errdefs.ErrInvalidArgument)
+	if !only(r.Hostname, 64, ".-") {
+		return fmt.Errorf("hostname %q: want 1 to 64 letters, digits, dots and dashes: %w", r.Hostname, errdefs.ErrInvalidArgument)
 	}
 	if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
 		return fmt.Errorf("set the hostname: %w", err)
@@ -134,7 +129,7 @@ func (a *agent) setNames(r *agentapi.SetupSandboxRequest) error {
 			return fmt.Errorf("set the domain name: %w", err)
 		}
 	}
-	if r.MachineId != "" && !machineIDPattern.MatchString(r.MachineId) {
+	if id, err := hex.DecodeString(r.MachineId); err != nil || len(id) != 0 && len(id) != 16 {
 		return fmt.Errorf("machine_id %q: want 32 hex digits: %w", r.MachineId, errdefs.ErrInvalidArgument)
 	}
 	for name, text := range map[string]string{

@@ -34,10 +34,10 @@ func (a *agent) ServeStream(ctx context.Context, h *agentapi.StreamHeader, s *ag
 			return err
 		}
 		s.Accept()
-		return quiet(c.logs.follow(h.Offset, s.Gone(), func(r *agentapi.LogRecord) error { return s.Send(r) }))
+		return quiet(c.logs.follow(h.Offset, s.Gone(), func(r *agentapi.LogRecord) error { return s.Send(r) }, s.Flush))
 	case agentapi.StreamHeader_EXITS:
 		s.Accept()
-		return quiet(a.exits.follow(h.Offset, s.Gone(), func(r *agentapi.ExitRecord) error { return s.Send(r) }))
+		return quiet(a.exits.follow(h.Offset, s.Gone(), func(r *agentapi.ExitRecord) error { return s.Send(r) }, s.Flush))
 	}
 	return fmt.Errorf("stream %s: %w", h.Kind, errdefs.ErrNotImplemented)
 }
