@@ -182,7 +182,11 @@ func (t *terminal) exit(ts *testscript.TestScript, cmd *exec.Cmd, want string) {
 		for range t.chunks { //nolint:revive // drained so that the command can end
 		}
 	}()
+	hung := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	_ = cmd.Wait()
+	if !hung.Stop() {
+		ts.Fatalf("expect: the command did not end by itself within a minute")
+	}
 	if got := cmd.ProcessState.ExitCode(); got != int(number(ts, want)) {
 		ts.Fatalf("expect: exit code %d, want %s; saw:\n%s", got, want, t.seen.String())
 	}
