@@ -108,7 +108,7 @@ func (h *host) open(ctx context.Context) error {
 	}
 	h.facts = facts(ctx, h.driver, h.paths, guest)
 
-	tapConfig, err := tapConfig(h.cfg, h.paths)
+	tapConfig, err := tapConfig(h.cfg)
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestima
 	}
 }
 
-func tapConfig(c *v1alpha1.SphereletConfiguration, p config.Paths) (tap.Config, error) {
+func tapConfig(c *v1alpha1.SphereletConfiguration) (tap.Config, error) {
 	ip, err := spherelet.NodeIP(c)
 	if err != nil {
 		return tap.Config{}, err
@@ -248,7 +248,9 @@ func lock(path string) (unlock func(), err error) {
 		return nil, fmt.Errorf("another spherelet (pid %s) runs on %s: stop it, or use another data directory: %w",
 			strings.TrimSpace(string(pid)), filepath.Dir(path), errdefs.ErrAlreadyExists)
 	}
-	if err := f.Truncate(0); err == nil {
+	// The pid is for people; the lock holds without it.
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
 	}
 	if err != nil {
