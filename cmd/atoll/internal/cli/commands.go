@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -358,21 +357,16 @@ func newSupervisor(g *globals) *cobra.Command {
 			}
 			reporter := cluster.NewReporter(fd)
 			err = cluster.Supervise(cmd.Context(), l, images, reporter)
-			if err != nil && cmd.Context().Err() == nil {
+			if cmd.Context().Err() != nil { // asked to end: that is a success
+				return nil
+			}
+			if err != nil {
 				reporter.Fail(err)
 			}
-			return ignoreCancel(cmd.Context(), err)
+			return err
 		},
 	}
 	cmd.Flags().IntVar(&fd, "progress-fd", 0, "descriptor to report phases on")
 	cmd.Flags().StringVar(&images, "images", "", "demo images for the embedded registry")
 	return cmd
-}
-
-// ignoreCancel takes an ordered end for a success.
-func ignoreCancel(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }

@@ -79,7 +79,7 @@ func (d *down) run(ctx context.Context) error {
 		if strings.Contains(running, Spherelet) {
 			detail = "stopped, its pod VMs too"
 		}
-		return detail, stopSpherelet(ctx, d.Layout, d.state, d.opt.Assets)
+		return detail, stopSpherelet(ctx, d.Layout, d.opt.Assets)
 	})
 	d.do(Supervisor, func() (string, error) {
 		killed, err := stopComponent(ctx, d.Layout, Supervisor, stopGrace)
@@ -107,7 +107,7 @@ func (d *down) run(ctx context.Context) error {
 
 // stopSpherelet ends the node agent and then all that it left running: VMs
 // outlive it by design.
-func stopSpherelet(ctx context.Context, l Layout, s State, a Assets) error {
+func stopSpherelet(ctx context.Context, l Layout, a Assets) error {
 	if _, err := stopComponent(ctx, l, Spherelet, stopGrace); err != nil {
 		return err
 	}

@@ -169,7 +169,7 @@ func (u *up) run(ctx context.Context) (already bool, err error) {
 	}
 	ctx, cancel := sup.watched(ctx)
 	defer cancel()
-	node, nodeRan, err := u.spherelet(ctx)
+	node, nodeRan, err := u.spherelet()
 	if err != nil {
 		return false, err
 	}
@@ -213,7 +213,7 @@ func (u *up) network(ctx context.Context) error {
 }
 
 // spherelet starts the node agent unless it runs.
-func (u *up) spherelet(ctx context.Context) (component, bool, error) {
+func (u *up) spherelet() (component, bool, error) {
 	c := component{name: Spherelet, log: u.Log(Spherelet)}
 	if id, ok := process.Running(u.Record(Spherelet)); ok {
 		c.id = id
@@ -223,7 +223,7 @@ func (u *up) spherelet(ctx context.Context) (component, bool, error) {
 		return c, false, err
 	}
 	u.onFailure(func(ctx context.Context) error {
-		return stopSpherelet(ctx, u.Layout, u.state, u.opt.Assets)
+		return stopSpherelet(ctx, u.Layout, u.opt.Assets)
 	})
 	c, err := start(u.Layout, Spherelet, []string{u.opt.Assets.Spherelet(), "--config", u.SphereletConfig(u.state.Node)})
 	if err != nil {

@@ -161,11 +161,10 @@ func mounts(s Scope) ([]Leftover, error) {
 // tables of nftables with our mark in this network namespace. A cluster's own
 // are marked by name only, so they count for every scope.
 func tables(Scope) ([]Leftover, error) {
-	nft, err := exec.LookPath("nft")
-	if err != nil || os.Geteuid() != 0 {
+	if _, err := exec.LookPath("nft"); errors.Is(err, exec.ErrNotFound) || os.Geteuid() != 0 {
 		return nil, nil // without it there can be none of ours
 	}
-	out, err := exec.Command(nft, "list", "tables").Output()
+	out, err := exec.Command("nft", "list", "tables").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list nftables: %w", err)
 	}
