@@ -50,8 +50,8 @@ type agent struct {
 
 	mu         sync.Mutex
 	ready      bool
-	sharedPID  string // path of the pod's PID namespace, empty if not shared
-	podUID     string
+	sharedPID  string          // path of the pod's PID namespace, empty if not shared
+	interfaces map[string]bool // the pod's, by name
 	volumes    map[string]*volume
 	containers map[string]*container
 	creating   map[string]*sync.Mutex // serialises work on one container or volume

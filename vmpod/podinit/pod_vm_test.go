@@ -324,7 +324,7 @@ func testVolumes(g guestOps) {
 	if len(stats.Containers) != 1 || stats.Containers[0].MemoryCurrent == 0 || stats.Containers[0].CpuUsageNs == 0 || stats.Containers[0].Pids == 0 {
 		g.t.Errorf("container stats %v", stats.Containers)
 	}
-	if stats.Ephemeral.CapacityBytes < 900<<20 || stats.MemoryTotal == 0 || len(stats.Networks) != 1 || len(stats.Volumes) != 4 || stats.Guest.CpuUsageNs == 0 {
+	if stats.Ephemeral.CapacityBytes < 900<<20 || stats.Ephemeral.UsedBytes == 0 || stats.Ephemeral.UsedBytes > 20<<20 || stats.MemoryTotal == 0 || len(stats.Networks) != 1 || len(stats.Volumes) != 4 || stats.Guest.CpuUsageNs == 0 {
 		g.t.Errorf("stats %v", stats)
 	}
 	limit := int64(32 << 20)

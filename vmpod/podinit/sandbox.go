@@ -34,8 +34,12 @@ func (a *agent) SetupSandbox(_ context.Context, r *agentapi.SetupSandboxRequest)
 	if err != nil {
 		return nil, fmt.Errorf("set up the sandbox: %w", err)
 	}
+	interfaces := map[string]bool{}
+	for _, i := range r.Interfaces {
+		interfaces[i.Name] = true
+	}
 	a.mu.Lock()
-	a.ready, a.sharedPID, a.podUID = true, sharedPID, r.PodUid
+	a.ready, a.sharedPID, a.interfaces = true, sharedPID, interfaces
 	a.mu.Unlock()
 	slog.SetDefault(slog.Default().With("pod_uid", r.PodUid))
 	slog.Info("sandbox ready", "hostname", r.Hostname, "interfaces", len(r.Interfaces), "ephemeral_disk", r.EphemeralDisk)

@@ -37,6 +37,7 @@ func (a *agent) Stats(_ context.Context, r *agentapi.StatsRequest) (*agentapi.St
 	for _, v := range a.volumes {
 		volumes = append(volumes, v)
 	}
+	interfaces := a.interfaces
 	a.mu.Unlock()
 
 	resp := &agentapi.StatsResponse{TimeNs: time.Now().UnixNano()}
@@ -49,17 +50,13 @@ func (a *agent) Stats(_ context.Context, r *agentapi.StatsRequest) (*agentapi.St
 	}
 	for _, v := range volumes {
 		u := statfs(v.root)
-		if v.kind == agentapi.AddVolumeRequest_TMPFS {
-			u.UsedBytes, u.UsedInodes = u.CapacityBytes-u.AvailableBytes, u.Inodes-u.InodesFree
-		} else {
+		if v.kind != agentapi.AddVolumeRequest_TMPFS { // a tmpfs is all the volume's
 			a.usage.fill(u, v.root)
 		}
 		resp.Volumes = append(resp.Volumes, &agentapi.VolumeStats{Id: v.id, Usage: u})
 	}
-	resp.Networks = networkStats()
+	resp.Networks = networkStats(interfaces)
 	resp.Ephemeral = statfs(a.places.disk)
-	resp.Ephemeral.UsedBytes = resp.Ephemeral.CapacityBytes - resp.Ephemeral.AvailableBytes
-	resp.Ephemeral.UsedInodes = resp.Ephemeral.Inodes - resp.Ephemeral.InodesFree
 	info := memInfo()
 	resp.MemoryTotal, resp.MemoryAvailable = info["MemTotal"], info["MemAvailable"]
 	resp.Guest = guestStats(info)
@@ -121,24 +118,26 @@ func memInfo() map[string]uint64 {
 	return out
 }
 
+// statfs is the whole file system on which dir is.
 func statfs(dir string) *agentapi.FilesystemStats {
 	var s unix.Statfs_t
 	if unix.Statfs(dir, &s) != nil {
 		return &agentapi.FilesystemStats{}
 	}
 	return &agentapi.FilesystemStats{
+		UsedBytes: (s.Blocks - s.Bfree) * uint64(s.Bsize), UsedInodes: s.Files - s.Ffree,
 		CapacityBytes: s.Blocks * uint64(s.Bsize), AvailableBytes: s.Bavail * uint64(s.Bsize), Inodes: s.Files, InodesFree: s.Ffree,
 	}
 }
 
-// networkStats reads /proc/net/dev, without lo.
-func networkStats() []*agentapi.NetworkStats {
+// networkStats reads /proc/net/dev, the pod's interfaces alone.
+func networkStats(interfaces map[string]bool) []*agentapi.NetworkStats {
 	b, _ := os.ReadFile("/proc/net/dev")
 	var out []*agentapi.NetworkStats
 	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
 		name, rest, ok := strings.Cut(sc.Text(), ":")
 		f := strings.Fields(rest)
-		if name = strings.TrimSpace(name); !ok || name == "lo" || len(f) < 11 {
+		if name = strings.TrimSpace(name); !ok || !interfaces[name] || len(f) < 11 {
 			continue
 		}
 		n := make([]uint64, len(f))
