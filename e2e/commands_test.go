@@ -11,6 +11,8 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/openatoll/atoll/storage/treesum"
 )
 
 // pause between two looks at something that is awaited.
@@ -201,4 +203,26 @@ func number(ts *testscript.TestScript, s string) uint16 {
 		n = n*10 + uint16(c-'0')
 	}
 	return n
+}
+
+// cmdSameTree compares two lists that treesum made, but for what Kubernetes
+// mounts over the image.
+//
+//	sametree WANT GOT
+func cmdSameTree(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: sametree WANT GOT")
+	}
+	read := func(name string) []treesum.Entry {
+		entries, err := treesum.Read(strings.NewReader(ts.ReadFile(name)))
+		ts.Check(err)
+		if len(entries) < 20 {
+			ts.Fatalf("sametree: %s has %d entries: not a tree worth comparing", name, len(entries))
+		}
+		return entries
+	}
+	diff := treesum.Diff(read(args[0]), read(args[1]), 20, "/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/var/run", "/run")
+	if len(diff) > 0 {
+		ts.Fatalf("the trees differ:\n%s", strings.Join(diff, "\n"))
+	}
 }

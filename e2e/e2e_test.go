@@ -135,6 +135,7 @@ func TestScripts(t *testing.T) {
 			"eventually": cmdEventually,
 			"until":      cmdUntil,
 			"expect":     cmdExpect,
+			"sametree":   cmdSameTree,
 		},
 	})
 }
