@@ -108,7 +108,6 @@ lightweight virtual machine.
   atoll down                     stop it and leave nothing behind`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			g.explicit = cmd.Flags().Changed("data-dir") || os.Getenv(cluster.DataDirEnv) != ""
 		},
