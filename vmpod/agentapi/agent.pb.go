@@ -2179,7 +2179,9 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
-// A LogRecord is one line, or a part of one, that a container wrote.
+// A LogRecord is one line, or a part of one, that a container wrote. While
+// 32 MiB of a container's records are not acknowledged, its output is not
+// read, and it waits as soon as its pipe (64 KiB) is full.
 type LogRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"` // counts up by one a record, from 1
