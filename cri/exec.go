@@ -103,11 +103,12 @@ func (e *execution) close() {
 	}
 }
 
-// kill ends the process, whatever became of who asked for it.
+// kill ends the process, whatever became of who asked for it. Its container's
+// other processes, which All would reach, have done nothing wrong.
 func (e *execution) kill() {
 	ctx, cancel := context.WithTimeout(e.pod.ctx, 10*time.Second)
 	defer cancel()
-	_, err := e.session.SignalProcess(ctx, &agentapi.SignalProcessRequest{ContainerId: e.cid, ExecId: e.id, Signal: uint32(syscall.SIGKILL), All: true})
+	_, err := e.session.SignalProcess(ctx, &agentapi.SignalProcessRequest{ContainerId: e.cid, ExecId: e.id, Signal: uint32(syscall.SIGKILL)})
 	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) && e.session.Err() == nil {
 		e.pod.log.Debug("killing an exec failed", "container", e.cid, "err", err)
 	}
