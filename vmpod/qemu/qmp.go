@@ -169,6 +169,9 @@ func (q *qmpConn) watch(names ...string) (<-chan qmpEvent, func()) {
 // or nil; the answer is decoded into out unless that is nil; files go along
 // as descriptors. It returns a *qmpError, errQMPClosed or ctx's error.
 func (q *qmpConn) run(ctx context.Context, command string, args, out any, files ...*os.File) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ch := make(chan qmpReply, 1)
 	q.mu.Lock()
 	q.next++
