@@ -154,12 +154,12 @@ func uptime() int64 {
 // features are words for what this kernel can do.
 func features() []string {
 	var out []string
-	for name, file := range map[string]string{
-		"seccomp": "/proc/sys/kernel/seccomp/actions_avail", "apparmor": "/sys/module/apparmor/parameters/enabled",
-		"userns": "/proc/self/ns/user", "cgroup2": cgroupRoot + "/cgroup.controllers",
+	for _, f := range []struct{ name, file string }{
+		{"apparmor", "/sys/module/apparmor/parameters/enabled"}, {"cgroup2", cgroupRoot + "/cgroup.controllers"},
+		{"seccomp", "/proc/sys/kernel/seccomp/actions_avail"}, {"userns", "/proc/self/ns/user"},
 	} {
-		if _, err := os.Stat(file); err == nil {
-			out = append(out, name)
+		if _, err := os.Stat(f.file); err == nil {
+			out = append(out, f.name)
 		}
 	}
 	return out
