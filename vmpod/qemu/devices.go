@@ -116,7 +116,7 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 		NoSpace   bool   `json:"nospace"`
 		Reason    string `json:"reason"`
 	}
-	json.Unmarshal(ev.Data, &d)
+	_ = json.Unmarshal(ev.Data, &d)
 	// QEMU sets nospace only where it would have paused the guest for it.
 	full := d.NoSpace || strings.EqualFold(d.Reason, unix.ENOSPC.Error()) || strings.EqualFold(d.Reason, unix.EDQUOT.Error())
 	disk := strings.TrimPrefix(d.Node, nodeName(""))

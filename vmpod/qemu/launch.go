@@ -27,7 +27,9 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	defer func() {
 		if err != nil {
 			if m != nil {
-				m.kill()
+				if kerr := m.kill(); kerr != nil {
+					log.Error("QEMU of a failed launch does not go away", "err", kerr)
+				}
 				m.background.Wait()
 			}
 			if uerr := d.undo(spec, dir); uerr != nil {
@@ -84,12 +86,12 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 	m := newMachine(d, spec, dir, proc)
 	m.child = kid
 	if err := dir.write(processFile, proc); err != nil {
-		unix.Kill(proc.PID, unix.SIGKILL)
+		_ = unix.Kill(proc.PID, unix.SIGKILL) // our child, so it fails only if that is dead
 		<-kid.ended
 		return nil, err
 	}
 	if m.pidfd, err = proc.open(); err != nil {
-		unix.Kill(proc.PID, unix.SIGKILL) // still our child, or a zombie
+		_ = unix.Kill(proc.PID, unix.SIGKILL) // still our child, or a zombie
 		<-kid.ended
 		return nil, fmt.Errorf("QEMU ended at once: %s: %w", lastLine(dir.file(stderrFile)), errdefs.ErrUnknown)
 	}
@@ -187,7 +189,7 @@ func (d *Driver) quitUnrecorded(id vmpod.ID) {
 	if err != nil {
 		return
 	}
-	q.run(ctx, "quit", nil, nil)
+	_ = q.run(ctx, "quit", nil, nil) // a QEMU that quits may not answer
 	select {
 	case <-q.done:
 	case <-ctx.Done():

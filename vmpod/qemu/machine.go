@@ -339,7 +339,7 @@ func (m *Machine) kill() error {
 	q := m.qmp
 	m.mu.Unlock()
 	if q != nil {
-		q.run(ctx, "quit", nil, nil)
+		_ = q.run(ctx, "quit", nil, nil) // a QEMU that quits may not answer
 		select {
 		case <-m.gone:
 		case <-ctx.Done():

@@ -184,7 +184,9 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 		m.guestEnded()
 		return
 	}
-	m.reconcile(ctx, q)
+	if err := m.reconcile(ctx, q); err != nil {
+		m.log.Warn("devices cannot be compared with QEMU's", "err", err)
+	}
 	m.transition(vmpod.EventAnswered)
 }
 
@@ -203,7 +205,7 @@ func (m *Machine) onEvent(ev qmpEvent) {
 			Guest  bool   `json:"guest"`
 			Reason string `json:"reason"`
 		}
-		json.Unmarshal(ev.Data, &d)
+		_ = json.Unmarshal(ev.Data, &d)
 		m.note(func(e *evidence) {
 			if e.shutdown == "" { // ours, telling an ended guest's QEMU to quit, is a second one
 				e.shutdown, e.at = d.Reason, ev.Time

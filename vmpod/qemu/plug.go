@@ -68,7 +68,9 @@ func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
 		// Undoing must happen also when ctx is what ended.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.d.cfg.Deadline)
 		defer cancel()
-		m.reconcile(undo, q)
+		if rerr := m.reconcile(undo, q); rerr != nil {
+			m.log.Error("failed plug cannot be undone", "err", rerr)
+		}
 	}
 	return err
 }
@@ -143,7 +145,7 @@ func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, slot int) error {
 		return err
 	}
 	if err := q.run(ctx, "netdev_add", map[string]any{"type": "tap", "id": netdevName(n.ID), "fd": fdName}, nil); err != nil {
-		q.run(ctx, "closefd", map[string]any{"fdname": fdName}, nil)
+		_ = q.run(ctx, "closefd", map[string]any{"fdname": fdName}, nil)
 		return err
 	}
 	return q.run(ctx, "device_add", nicDevice(n, slot), nil)
@@ -210,7 +212,7 @@ func removeDevice(ctx context.Context, q *qmpConn, name string) error {
 			var d struct {
 				Device string `json:"device"`
 			}
-			if json.Unmarshal(ev.Data, &d); d.Device != name {
+			if err := json.Unmarshal(ev.Data, &d); err != nil || d.Device != name {
 				continue
 			}
 			if ev.Name == "DEVICE_DELETED" {
@@ -246,7 +248,7 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	}
 	for _, d := range before.Disks {
 		if !has[diskName(d.ID)] {
-			q.run(ctx, "blockdev-del", map[string]any{"node-name": nodeName(d.ID)}, nil) // may not have been added
+			_ = q.run(ctx, "blockdev-del", map[string]any{"node-name": nodeName(d.ID)}, nil) // may not have been added
 			if err := dropFDs(ctx, q, diskName(d.ID)); err != nil {
 				return err
 			}
@@ -254,7 +256,7 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	}
 	for _, n := range before.NICs {
 		if !has[nicName(n.ID)] {
-			q.run(ctx, "netdev_del", map[string]any{"id": netdevName(n.ID)}, nil)
+			_ = q.run(ctx, "netdev_del", map[string]any{"id": netdevName(n.ID)}, nil)
 		}
 	}
 	return m.setTable(after)

@@ -50,7 +50,9 @@ func RunProbeChild() {
 	if err != nil {
 		os.Exit(1)
 	}
-	os.Stdout.Write(b)
+	if _, err := os.Stdout.Write(b); err != nil {
+		os.Exit(1)
+	}
 	os.Exit(0)
 }
 
@@ -80,7 +82,7 @@ func ProbeKVM(ctx context.Context, cacheDir string) KVMStatus {
 	if ctx.Err() == nil {
 		// Without the cache the next start probes again, no more.
 		if b, err := json.Marshal(c); err == nil && os.WriteFile(path+".new", b, 0o600) == nil {
-			os.Rename(path+".new", path)
+			_ = os.Rename(path+".new", path)
 		}
 	}
 	return c.KVMStatus

@@ -82,7 +82,7 @@ func probeKVM(limit time.Duration) KVMStatus {
 	thread, begin := unix.Gettid(), time.Now()
 	// KVM_RUN ends with EINTR when its thread gets a signal; Go's own
 	// pre-emption signal is one that the runtime expects at any time.
-	kick := time.AfterFunc(limit, func() { unix.Tgkill(unix.Getpid(), thread, unix.SIGURG) })
+	kick := time.AfterFunc(limit, func() { _ = unix.Tgkill(unix.Getpid(), thread, unix.SIGURG) })
 	defer kick.Stop()
 	for {
 		_, err := ioctl(vcpu, kvmRun, 0)

@@ -144,13 +144,13 @@ func startQEMU(cfg Config, args []string, files []*os.File, groups []uint32, std
 	p.Start, _, err = procStat(p.PID)
 	go func() {
 		defer close(c.ended)
-		cmd.Wait()
+		_ = cmd.Wait()
 		if cmd.ProcessState != nil {
 			c.status, _ = cmd.ProcessState.Sys().(syscall.WaitStatus)
 		}
 	}()
 	if err != nil {
-		cmd.Process.Kill()
+		_ = cmd.Process.Kill()
 		<-c.ended
 		return process{}, nil, err
 	}

@@ -30,7 +30,7 @@ func readBoth() (ns int64, tsc uint64) {
 	for range 16 {
 		var ts unix.Timespec
 		a := rdtsc()
-		unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts)
+		_ = unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts)
 		b := rdtsc()
 		if b-a < best {
 			best, ns, tsc = b-a, ts.Nano(), a+(b-a)/2

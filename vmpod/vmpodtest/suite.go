@@ -441,8 +441,8 @@ func testConcurrent(t *testing.T, h *Harness) {
 // testCancel ends the context at several moments of a launch.
 func testCancel(t *testing.T, h *Harness) {
 	s := spec("cancel-3d10")
-	for _, after := range []time.Duration{0, 2, 10, 30, 60} {
-		ctx, cancel := context.WithTimeout(context.Background(), after*time.Millisecond)
+	for _, after := range []int{0, 2, 10, 30, 60} {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(after)*time.Millisecond)
 		m, err := h.Driver.Launch(ctx, s)
 		cancel()
 		if err == nil {
@@ -452,11 +452,11 @@ func testCancel(t *testing.T, h *Harness) {
 			continue
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Launch with a context that ends after %v ms: %v", int(after), err)
+			t.Errorf("Launch with a context that ends after %d ms: %v", after, err)
 		}
 		wantIDs(t, h.Driver)
 		if left := h.Leftovers(t); len(left) > 0 {
-			t.Errorf("Launch given up after %d ms left behind: %q", int(after), left)
+			t.Errorf("Launch given up after %d ms left behind: %q", after, left)
 		}
 	}
 }
