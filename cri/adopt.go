@@ -56,7 +56,7 @@ func (s *Server) adopt(ctx context.Context, fresh bool) error {
 			return nil
 		})
 	}
-	g.Wait()
+	_ = g.Wait()
 	half := map[vmpod.ID]bool{}
 	for _, i := range intents {
 		half[i.VM] = true
@@ -161,7 +161,7 @@ func (p *pod) reconcileContainer(c *container, g *agentapi.ContainerState) error
 	// An exit comes by the journal; one that was acknowledged just before the
 	// crash is told by Hello alone.
 	if e := g.GetExit(); g.Phase == agentapi.ContainerState_EXITED && e != nil {
-		p.wg.Go(func() { p.containerEnded(e) })
+		p.wg.Go(func() { _ = p.containerEnded(e) })
 	}
 	return nil
 }

@@ -407,7 +407,6 @@ type fakeContainer struct {
 	logs    []*agentapi.LogRecord
 	next    uint64
 	message string
-	stdin   strings.Builder
 	execs   map[string]*fakeExec
 	ignore  bool // signals but SIGKILL
 	got     []uint32

@@ -62,7 +62,7 @@ func (t *treeWatcher) drop(v *liveVolume) {
 	}
 	t.mu.Unlock()
 	if known {
-		t.w.Remove(dir) // fails when the kubelet has removed the directory: as well
+		_ = t.w.Remove(dir) // fails when the kubelet has removed the directory: as well
 	}
 }
 

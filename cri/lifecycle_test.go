@@ -252,7 +252,7 @@ func TestRollback(t *testing.T) {
 		s.stop()
 		h.set("setup", nil)
 		h.set("remove", nil)
-		s = serve(t, h, dir)
+		serve(t, h, dir)
 		eventually(t, "the next start takes it back", func() bool { return h.left() == nil })
 	})
 }

@@ -108,14 +108,14 @@ func (l *logPump) reopen() error {
 	old := l.file
 	if err := l.open(); err != nil {
 		if l.file != nil && l.file != old {
-			l.file.close()
+			_ = l.file.close()
 		}
 		l.file = old
 		return fmt.Errorf("reopen the log: %w", err)
 	}
 	if old != nil {
 		l.file.buf = append(l.file.buf, old.buf...)
-		old.close()
+		_ = old.close()
 	}
 	return nil
 }
@@ -157,7 +157,7 @@ func (l *logPump) run(ctx context.Context) {
 		l.pod.log.Warn("noting a log's position failed", "container", l.id, "err", err)
 	}
 	if l.file != nil {
-		l.file.close()
+		_ = l.file.close()
 		l.file = nil
 	}
 }

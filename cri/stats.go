@@ -106,7 +106,7 @@ func (s *Server) readings(ctx context.Context, keep func(*sandbox) bool) []*read
 			return nil
 		})
 	}
-	g.Wait()
+	_ = g.Wait()
 	return out
 }
 

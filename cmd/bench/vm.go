@@ -172,7 +172,7 @@ func (b *vmBench) launch(ctx context.Context) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer m.Remove(context.WithoutCancel(ctx))
+	defer func() { _ = m.Remove(context.WithoutCancel(ctx)) }()
 	c, err := attach(ctx, m)
 	if err != nil {
 		return 0, err

@@ -171,13 +171,13 @@ func TestRequests(t *testing.T) {
 	at := "http://" + host + resp.Header.Get("Location")
 	other := []byte("in two pieces")
 	do("PATCH", at, "Content-Range: 0-4", other[:5])
-	if resp := do("PATCH", at, "Content-Range: 9-9", other[9:]); resp.StatusCode != 416 {
+	if resp := do("PATCH", at, "Content-Range: 9-9", other[9:]); resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
 		t.Errorf("a piece out of order = %s", resp.Status)
 	}
 	if resp := do("GET", at, "", nil); resp.Header.Get("Range") != "0-4" {
 		t.Errorf("status of the upload: %s, range %q", resp.Status, resp.Header.Get("Range"))
 	}
-	if resp := do("PUT", at+"?digest="+digest.FromBytes(other).String(), "", other[5:]); resp.StatusCode != 201 {
+	if resp := do("PUT", at+"?digest="+digest.FromBytes(other).String(), "", other[5:]); resp.StatusCode != http.StatusCreated {
 		t.Errorf("the end of the upload = %s", resp.Status)
 	}
 }

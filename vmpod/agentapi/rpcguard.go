@@ -63,7 +63,7 @@ func (f *rpcFrames) feed(p []byte, each func(length, stream uint32, kind byte) e
 
 // Write is called by one goroutine at a time (ttrpc's send lock).
 func (g *rpcGuard) Write(p []byte) (int, error) {
-	g.out.feed(p, func(_, stream uint32, kind byte) error {
+	_ = g.out.feed(p, func(_, stream uint32, kind byte) error {
 		if kind == rpcRequest {
 			g.mu.Lock()
 			if g.open == nil {

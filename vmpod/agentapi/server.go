@@ -62,7 +62,7 @@ type server struct {
 // data gives payload to the session; without one it is stale and dropped.
 func (s *server) data(p []byte) {
 	if s.cur != nil {
-		s.cur.pw.Write(p) // fails when the session is over
+		_, _ = s.cur.pw.Write(p) // fails when the session is over
 	}
 }
 
@@ -192,12 +192,12 @@ func (s *server) stream(ctx context.Context, raw *yamux.Stream, cause func() err
 		return
 	}
 	if _, ok := StreamHeader_Kind_name[int32(h.Kind)]; !ok {
-		st.Finish(fmt.Errorf("stream of unknown kind %d: %w", h.Kind, errdefs.ErrNotImplemented))
+		_ = st.Finish(fmt.Errorf("stream of unknown kind %d: %w", h.Kind, errdefs.ErrNotImplemented))
 		return
 	}
 	if err := s.handler.ServeStream(ctx, &h, st); err != nil && ctx.Err() == nil {
 		if !st.accepted {
-			st.Finish(err)
+			_ = st.Finish(err)
 			return
 		}
 		s.logf("agent stream %s %s/%s: %v", h.Kind, h.ContainerId, h.ExecId, err)
@@ -216,7 +216,7 @@ func (s *server) rpc(ctx context.Context, raw *yamux.Stream) {
 	l := &oneListener{conn: &notedConn{Conn: raw, closed: closed}, done: closed}
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
-	srv.Serve(ctx, l) // returns when the connection is closed
+	_ = srv.Serve(ctx, l) // returns when the connection is closed
 	srv.Close()
 }
 

@@ -147,7 +147,7 @@ func (a *agent) Hello(ctx context.Context, _ *agentapi.HelloRequest) (*agentapi.
 
 func uptime() int64 {
 	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
 	return ts.Nano()
 }
 
@@ -193,9 +193,9 @@ func (a *agent) Acknowledge(ctx context.Context, r *agentapi.AcknowledgeRequest)
 func (a *agent) Shutdown(ctx context.Context, _ *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {
 	go func() {
 		time.Sleep(50 * time.Millisecond) // the answer leaves
-		killCgroup(podCgroup)
+		_ = killCgroup(podCgroup)
 		unix.Sync()
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}()
 	return &agentapi.ShutdownResponse{}, nil
 }

@@ -31,7 +31,7 @@ func enableControllers(dir string) {
 	for _, c := range strings.Fields(string(b)) {
 		// One that cannot be (such as cpu beside real-time tasks) must not
 		// keep the others away.
-		os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0)
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0)
 	}
 }
 
@@ -61,7 +61,7 @@ func signalCgroup(dir string, sig unix.Signal) error {
 		}
 		for _, f := range strings.Fields(string(b)) {
 			if pid, err := strconv.Atoi(f); err == nil && pid > 1 {
-				unix.Kill(pid, sig)
+				_ = unix.Kill(pid, sig)
 			}
 		}
 		return nil

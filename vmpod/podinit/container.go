@@ -298,7 +298,7 @@ func (a *agent) startContainer(c *container) (*agentapi.StartProcessResponse, er
 		c.main.finish(a.exits, startErrorCode, reasonStartError, err.Error())
 		c.main.io.endOutput(0)
 		c.main.io.endOutput(1)
-		c.logs.append(&agentapi.LogRecord{TimeNs: time.Now().UnixNano(), Eof: true})
+		_ = c.logs.append(&agentapi.LogRecord{TimeNs: time.Now().UnixNano(), Eof: true})
 		return nil, fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	c.main.begin(pid)

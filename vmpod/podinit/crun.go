@@ -106,7 +106,7 @@ func (a *agent) launch(l launch, sio *stdio) (pid int, ended <-chan unix.WaitSta
 	}
 	// The OOM killer spares us, and so our children, but not the containers;
 	// crun leaves the value alone where the spec says 0.
-	os.WriteFile("/proc/"+strconv.Itoa(crun)+"/oom_score_adj", []byte("0"), 0)
+	_ = os.WriteFile("/proc/"+strconv.Itoa(crun)+"/oom_score_adj", []byte("0"), 0)
 	if ws := <-status; exitCode(ws) != 0 {
 		return 0, nil, crunError(logFile, ws)
 	}
@@ -122,7 +122,7 @@ func (a *agent) launch(l launch, sio *stdio) (pid int, ended <-chan unix.WaitSta
 		console.SetDeadline(time.Now().Add(10 * time.Second))
 		master, err := receiveMaster(console)
 		if err != nil {
-			unix.Kill(pid, unix.SIGKILL)
+			_ = unix.Kill(pid, unix.SIGKILL)
 			return 0, nil, fmt.Errorf("receive the terminal: %w", err)
 		}
 		if err := sio.setTerminal(master); err != nil {

@@ -12,7 +12,7 @@ import (
 // kernelLogger logs to the kernel's ring, and so to the console that the
 // driver keeps.
 func kernelLogger() *slog.Logger {
-	os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on"), 0o644)
+	_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on"), 0o644)
 	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
 		return slog.Default()

@@ -50,8 +50,8 @@ func run() error {
 	if err := mountRest(); err != nil {
 		return err
 	}
-	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-	os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644)
+	_ = os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644)
 	a := newAgent(layoutAt("/run/atoll"))
 	if err := a.places.make(); err != nil {
 		return err

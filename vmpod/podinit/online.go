@@ -33,7 +33,7 @@ func onlineAll(pattern, off, on string) {
 	files, _ := filepath.Glob(pattern)
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == off {
-			os.WriteFile(f, []byte(on), 0)
+			_ = os.WriteFile(f, []byte(on), 0)
 		}
 	}
 }

@@ -200,7 +200,7 @@ func walkUsage(dir string) (bytes, inodes uint64) {
 		return 0, 0
 	}
 	seen := map[uint64]bool{}
-	filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err != nil || unix.Lstat(p, &st) != nil {
 			return nil // removed meanwhile

@@ -61,7 +61,7 @@ func (s *stdio) closeStdin() {
 	}
 	if s.tty {
 		// A terminal has no end of input; its end-of-file character says it.
-		s.in.Write([]byte{4})
+		_, _ = s.in.Write([]byte{4})
 	} else {
 		s.in.Close()
 	}
@@ -206,7 +206,7 @@ func (s *stdio) journal(j *logJournal) {
 			n, err := r.Read(buf)
 			if n > 0 {
 				if records := split.split(buf[:n], time.Now().UnixNano()); len(records) > 0 {
-					j.append(records...)
+					_ = j.append(records...)
 				}
 				s.publish(i, buf[:n])
 			}
@@ -215,7 +215,7 @@ func (s *stdio) journal(j *logJournal) {
 			}
 		}
 		if records := split.rest(time.Now().UnixNano()); len(records) > 0 {
-			j.append(records...)
+			_ = j.append(records...)
 		}
 		s.endOutput(i)
 	}
@@ -231,7 +231,7 @@ func (s *stdio) journal(j *logJournal) {
 		s.endOutput(1)
 	}
 	wg.Wait()
-	j.append(&agentapi.LogRecord{TimeNs: time.Now().UnixNano(), Eof: true})
+	_ = j.append(&agentapi.LogRecord{TimeNs: time.Now().UnixNano(), Eof: true})
 }
 
 // publish hands output to every attached host; one that takes nothing for

@@ -33,10 +33,10 @@ func (a *agent) ServeStream(ctx context.Context, h *agentapi.StreamHeader, s *ag
 		if err != nil {
 			return err
 		}
-		s.Accept()
+		_ = s.Accept()
 		return quiet(c.logs.follow(h.Offset, s.Gone(), func(r *agentapi.LogRecord) error { return s.Send(r) }, s.Flush))
 	case agentapi.StreamHeader_EXITS:
-		s.Accept()
+		_ = s.Accept()
 		return quiet(a.exits.follow(h.Offset, s.Gone(), func(r *agentapi.ExitRecord) error { return s.Send(r) }, s.Flush))
 	}
 	return fmt.Errorf("stream %s: %w", h.Kind, errdefs.ErrNotImplemented)
@@ -67,7 +67,7 @@ func (a *agent) serveStdin(h *agentapi.StreamHeader, s *agentapi.Stream) error {
 	if !p.io.hasStdin() {
 		return fmt.Errorf("%s has no stdin: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
-	s.Accept()
+	_ = s.Accept()
 	_, err = io.Copy(stdinWriter{p.io}, s)
 	if p.io.stdinEnds {
 		p.io.closeStdin()
@@ -95,7 +95,7 @@ func (a *agent) serveOutput(h *agentapi.StreamHeader, s *agentapi.Stream) error 
 		return fmt.Errorf("%s: %w", p.name(), err)
 	}
 	defer out.Close()
-	s.Accept()
+	_ = s.Accept()
 	gone := s.Gone()
 	done := make(chan struct{})
 	defer close(done)

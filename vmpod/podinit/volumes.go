@@ -42,7 +42,7 @@ func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*a
 		v.root = filepath.Join(a.places.disk, "v", r.Id)
 	}
 	if err := v.create(r); err != nil {
-		v.destroy()
+		_ = v.destroy()
 		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
 	}
 	a.mu.Lock()
