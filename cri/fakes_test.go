@@ -737,8 +737,11 @@ func (g *fakeGuest) serveLogs(h *agentapi.StreamHeader, s *agentapi.Stream) erro
 			}
 			from = l.Offset + 1
 			if l.Eof {
-				return nil
+				return s.Flush()
 			}
+		}
+		if err := s.Flush(); err != nil {
+			return err
 		}
 		select {
 		case <-changed:
@@ -765,6 +768,9 @@ func (g *fakeGuest) serveExits(h *agentapi.StreamHeader, s *agentapi.Stream) err
 				return err
 			}
 			from = e.Offset + 1
+		}
+		if err := s.Flush(); err != nil {
+			return err
 		}
 		select {
 		case <-changed:

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -140,15 +141,18 @@ func (l *logPump) run(ctx context.Context) {
 		if err != nil {
 			break
 		}
-		if ended, err = l.follow(ctx, c, acks); err != nil && ctx.Err() == nil && c.Err() == nil {
-			if errdefs.IsNotFound(err) {
-				break // the container is gone from the guest
-			}
-			l.pod.log.Warn("reading a container's log failed, trying again", "container", l.id, "err", err)
-			select {
-			case <-time.After(time.Second):
-			case <-ctx.Done():
-			}
+		if ended, err = l.follow(ctx, c, acks); ended || ctx.Err() != nil || c.Err() != nil {
+			continue
+		}
+		if errdefs.IsNotFound(err) {
+			break // the container is gone from the guest
+		}
+		// The session lasts but the stream does not: a guest that errs, or
+		// wants to keep the host busy.
+		l.pod.log.Warn("a container's log ended early, trying again", "container", l.id, "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
 		}
 	}
 	l.mu.Lock()
@@ -208,7 +212,10 @@ func (l *logPump) follow(ctx context.Context, c *agentapi.Client, acks *acker) (
 			if !ok || it.err != nil {
 				return ended, firstErr(it.err, flush())
 			}
-			if it.rec.Offset != 0 && it.rec.Offset <= max(last, l.written()) {
+			if it.rec.Offset == 0 {
+				return false, errors.New("the guest sent a record without an offset")
+			}
+			if it.rec.Offset <= max(last, l.written()) {
 				continue
 			}
 			last = it.rec.Offset

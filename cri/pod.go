@@ -193,6 +193,9 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 	}
 }
 
+// maxExitsAtOnce bounds what a guest can keep the host busy with.
+const maxExitsAtOnce = 64
+
 // exitDrain bounds how long an exit waits for the container's last log lines
 // and its termination message before it is told.
 const exitDrain = 3 * time.Second
@@ -202,6 +205,7 @@ const exitDrain = 3 * time.Second
 // here; what was not comes again, and finds the container exited already.
 func (p *pod) followExits() {
 	acks := &ackTracker{}
+	room := make(chan struct{}, maxExitsAtOnce)
 	for p.ctx.Err() == nil {
 		c, err := p.link.session(p.ctx)
 		if err != nil {
@@ -212,8 +216,10 @@ func (p *pod) followExits() {
 			if err != nil {
 				break
 			}
+			room <- struct{}{}
 			acks.begin(rec.Offset)
 			p.wg.Go(func() {
+				defer func() { <-room }()
 				if rec.ExecId == "" && p.containerEnded(rec) != nil {
 					return // not recorded: let it come again
 				}

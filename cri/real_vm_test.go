@@ -3,6 +3,7 @@ package cri
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -98,9 +99,10 @@ func newRealHost(t *testing.T) *realHost {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ms, err := h.driver.List(t.Context())
+		ctx := context.Background() // the test's is over
+		ms, err := h.driver.List(ctx)
 		for _, m := range ms {
-			m.Remove(t.Context())
+			m.Remove(ctx)
 		}
 		if err != nil || len(ms) > 0 {
 			t.Errorf("%d machines left, %v", len(ms), err)
@@ -196,8 +198,17 @@ func rootFS(t *testing.T, img v1.Image) v1.RootFS {
 func (h *realHost) serve(t *testing.T) *testServer {
 	return serve(t, newFakeHost(), h.dir, func(c *Config) {
 		c.Driver, c.Network, c.Images, c.Ephemeral = h.driver, h.network, h.images, h.disks
-		c.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+		c.Logger = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	})
+}
+
+// consoles shows what the guests printed, for a test that hangs.
+func (h *realHost) consoles(t *testing.T) {
+	files, _ := filepath.Glob(h.dir + "/vms/*/console.log")
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		t.Logf("%s:\n%s", f, b[max(0, len(b)-4096):])
+	}
 }
 
 // left lists what is on the host beside images.
@@ -430,12 +441,15 @@ func TestCrictl(t *testing.T) {
 	go s.Serve(t.Context(), l)
 	crictl := func(stdin string, args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), tool, append([]string{"--runtime-endpoint=unix://" + sock, "--image-endpoint=unix://" + sock, "--timeout=60s"}, args...)...)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, tool, append([]string{"--runtime-endpoint=unix://" + sock, "--image-endpoint=unix://" + sock, "--timeout=60s"}, args...)...)
 		cmd.Stdin = strings.NewReader(stdin)
 		var out, errOut bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &errOut
+		defer time.AfterFunc(30*time.Second, func() { h.consoles(t) }).Stop()
 		if err := cmd.Run(); err != nil {
-			t.Errorf("crictl %s: %v\n%s%s", strings.Join(args, " "), err, out.String(), errOut.String())
+			t.Fatalf("crictl %s: %v\n%s%s", strings.Join(args, " "), err, out.String(), errOut.String())
 		}
 		t.Logf("crictl %s\n%s", strings.Join(args, " "), out.String())
 		return strings.TrimSpace(out.String())
@@ -464,10 +478,18 @@ func TestCrictl(t *testing.T) {
 	crictl("", "start", c)
 	crictl("", "ps")
 	crictl("", "pods")
-	crictl("", "attach", "-i", c)
+	// attach goes on as long as the container does: end it by its time.
+	attached, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	attach := exec.CommandContext(attached, tool, "--runtime-endpoint=unix://"+sock, "attach", "-i", c)
+	attach.Stdin = strings.NewReader("from the client\n")
+	out, _ := attach.CombinedOutput()
+	if !strings.Contains(string(out), "from the client") {
+		t.Errorf("attach: %q", out)
+	}
 	eventually(t, "attached stdin reached the log", func() bool {
 		b, _ := os.ReadFile(h.dir + "/crictl-logs/c.log")
-		return strings.Contains(string(b), "to stderr")
+		return strings.Contains(string(b), "from the client")
 	})
 	if got := crictl("", "exec", c, "cat", "/small/file"); got != "copied" {
 		t.Errorf("exec: %q", got)

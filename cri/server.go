@@ -86,7 +86,7 @@ type Server struct {
 	hints map[string]*vmpod.Hint // by pod UID
 
 	grpcMu sync.Mutex
-	grpc   *grpc.Server
+	grpc   []*grpc.Server
 
 	fsMu   sync.Mutex
 	fsPath string // see containerFS
@@ -182,8 +182,8 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers on l until ctx ends, l fails or Close is called. RPCs under
-// way are given a second to end.
+// Serve answers on l until ctx ends, l fails or Close is called; RPCs under way
+// are given a second to end. It may be called for several listeners.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -194,7 +194,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	runtimeapi.RegisterRuntimeServiceServer(srv, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(srv, &imageService{Server: s})
 	s.grpcMu.Lock()
-	s.grpc = srv
+	s.grpc = append(s.grpc, srv)
 	s.grpcMu.Unlock()
 
 	stop := context.AfterFunc(ctx, func() { stopGracefully(srv) })
@@ -219,8 +219,8 @@ func stopGracefully(srv *grpc.Server) {
 // Preparations that no sandbox has used are taken back at the next start.
 func (s *Server) Close() error {
 	s.grpcMu.Lock()
-	if s.grpc != nil {
-		stopGracefully(s.grpc)
+	for _, srv := range s.grpc {
+		stopGracefully(srv)
 	}
 	s.grpcMu.Unlock()
 	s.cancel()
