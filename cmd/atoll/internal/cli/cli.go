@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/cluster"
 	"github.com/openatoll/atoll/cmd/atoll/internal/preflight"
@@ -121,6 +122,9 @@ lightweight virtual machine.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())}
 	})
+	// Libraries of the control plane put flags of their own into the global
+	// set, which cobra shows.
+	pflag.CommandLine.VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.AddCommand(
 		newUp(g), newDown(g), newStatus(g), newCheck(g), newEnter(g), newLogs(g),
 		newBackup(g), newRestore(g), newLeftovers(g), newVersion(), newMan(), newSupervisor(g),
