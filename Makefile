@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-unit test-suites test-e2e bench lint guest guest-kernel \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e bench lint guest guest-kernel \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/crictl
 
@@ -71,8 +71,10 @@ down: bin/atoll ## stop the cluster (DOWN_FLAGS=--purge also erases the data)
 leftovers: bin/atoll ## list what Atoll left on this machine; fails unless nothing
 	@bin/atoll leftovers
 
-test: build bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
+test: test-deps build bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
 	@$(GO) run ./internal/testsum lint unit suites e2e
+test-deps:
+	@DEPS=test deploy/deps.sh
 test-unit: ## unit tests, with the race detector where it is affordable
 	@$(GO) run ./internal/testsum unit
 test-suites: build ## driver, network and disk suites, which boot VMs

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what Atoll needs from Debian 12, and nothing when it is all there.
 #
-#   deploy/deps.sh              what a host needs to build and run Atoll
-#   DEPS=kernel deploy/deps.sh  what `make guest-kernel` needs as well
+#   deploy/deps.sh                what a host needs to build and run Atoll
+#   DEPS=test deploy/deps.sh      what `make test` needs as well
+#   DEPS=kernel deploy/deps.sh    what `make guest-kernel` needs as well
 #   DEPS=generate deploy/deps.sh  what `make generate` needs as well
 set -euo pipefail
 
@@ -13,29 +14,27 @@ go_minimum=1.26
 host_packages() {
 	cat <<'LIST'
 qemu-system-x86          the VM monitor of every pod
-qemu-utils               qemu-img: disks
 linux-image-cloud-amd64  the guest kernel
 crun                     containers inside the guest
+xz-utils                 compressed modules of the guest kernel
 busybox-static           the demo image atoll.local/busybox
-erofs-utils              mkfs.erofs: image disks
 e2fsprogs                mkfs.ext4: writable disks
 nftables                 nft: Services
-conntrack                connection tracking, for kube-proxy
-iproute2                 ip: looking at links and namespaces
-kmod                     depmod: the guest's modules
 ca-certificates          registries' TLS
 LIST
 }
 
 extra_packages() {
 	case "${DEPS:-}" in
+	test) # EROFS to compare ours with, ip, the race detector's C compiler, scripts
+		for p in erofs-utils iproute2 gcc libc6-dev curl git; do echo "$p"; done ;;
 	kernel)
 		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
 	generate)
 		echo protobuf-compiler ;;
 	"") ;;
 	*)
-		echo "deps: DEPS=$DEPS is not known; use kernel, generate or nothing" >&2
+		echo "deps: DEPS=$DEPS is not known; use test, kernel, generate or nothing" >&2
 		exit 2 ;;
 	esac
 }

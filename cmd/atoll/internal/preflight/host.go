@@ -145,7 +145,6 @@ func firstLine(b []byte) string {
 
 // needed are the programs that Atoll runs, and their Debian packages.
 var needed = []struct{ program, pkg string }{
-	{"qemu-img", "qemu-utils"},
 	{"mkfs.ext4", "e2fsprogs"},
 	{"nft", "nftables"},
 }
