@@ -3,6 +3,7 @@
 //
 //	spherelet --config FILE           run the node
 //	spherelet --config FILE --check   say whether it could run, and end
+//	spherelet cri --config FILE       serve the CRI alone, without a kubelet
 //	spherelet cleanup --config FILE   remove every VM and all that was made for them
 //
 // On SIGTERM or SIGINT it ends and leaves the VMs running: the next start
@@ -51,7 +52,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(*cobra.Command, []string) error {
-			cfg, err := start(file, true)
+			cfg, err := start(file, config.Load, true)
 			if err != nil {
 				return err
 			}
@@ -69,12 +70,12 @@ func command() *cobra.Command {
 		panic(err)
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "say whether the node could run here, and end")
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(criCommand(&file), &cobra.Command{
 		Use:   "cleanup --config FILE",
 		Short: "Remove every VM of the data directory and all that was made for them; images stay",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			cfg, err := start(file, false)
+			cfg, err := start(file, config.LoadRuntime, false)
 			if err != nil {
 				return err
 			}
@@ -88,8 +89,8 @@ func command() *cobra.Command {
 
 // start loads the configuration, sets up logging and enters the network
 // namespace.
-func start(file string, namespaceRequired bool) (*v1alpha1.SphereletConfiguration, error) {
-	cfg, err := config.Load(file)
+func start(file string, load func(string) (*v1alpha1.SphereletConfiguration, error), namespaceRequired bool) (*v1alpha1.SphereletConfiguration, error) {
+	cfg, err := load(file)
 	if err != nil {
 		return nil, err
 	}

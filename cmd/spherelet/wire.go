@@ -20,6 +20,7 @@ import (
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/cri"
 	"github.com/openatoll/atoll/internal/version"
+	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/netplugin/tap"
 	"github.com/openatoll/atoll/spherelet"
 	"github.com/openatoll/atoll/spherelet/config"
@@ -37,6 +38,7 @@ type host struct {
 	paths   config.Paths
 	facts   spherelet.Facts
 	driver  *qemu.Driver
+	network netplugin.Network
 	images  *image.Store
 	runtime *cri.Server
 }
@@ -117,8 +119,7 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	network, err := remember(ctx, taps, filepath.Join(tapConfig.StateDir, "podcidr.json"))
-	if err != nil {
+	if h.network, err = remember(ctx, taps, filepath.Join(tapConfig.StateDir, "podcidr.json")); err != nil {
 		return err
 	}
 	if h.images, err = image.Open(ctx, image.Config{
@@ -135,7 +136,7 @@ func (h *host) open(ctx context.Context) error {
 		return err
 	}
 	h.runtime, err = cri.New(ctx, cri.Config{
-		Driver: h.driver, Network: network, Images: h.images, Ephemeral: ephemeral,
+		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, KubeletRoot: h.paths.Kubelet,
 		DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info,

@@ -45,6 +45,16 @@ const (
 // key, the value and the cure, and wrap errdefs.ErrInvalidArgument
 // (errdefs.ErrNotFound for a file that is not there).
 func Load(file string) (*v1alpha1.SphereletConfiguration, error) {
+	return load(file, Parse)
+}
+
+// LoadRuntime is Load for a host that serves the CRI without being a node:
+// what only the kubelet and kube-proxy need may be left out.
+func LoadRuntime(file string) (*v1alpha1.SphereletConfiguration, error) {
+	return load(file, parseRuntime)
+}
+
+func load(file string, parse func([]byte) (*v1alpha1.SphereletConfiguration, error)) (*v1alpha1.SphereletConfiguration, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("configuration %s: there is no such file: %w", file, errdefs.ErrNotFound)
@@ -52,7 +62,7 @@ func Load(file string) (*v1alpha1.SphereletConfiguration, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
-	cfg, err := Parse(b)
+	cfg, err := parse(b)
 	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
@@ -61,6 +71,23 @@ func Load(file string) (*v1alpha1.SphereletConfiguration, error) {
 
 // Parse is Load for bytes already read.
 func Parse(b []byte) (*v1alpha1.SphereletConfiguration, error) {
+	cfg, err := read(b)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, errors.Join(validateNode(cfg), validate(cfg))
+}
+
+func parseRuntime(b []byte) (*v1alpha1.SphereletConfiguration, error) {
+	cfg, err := read(b)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, validate(cfg)
+}
+
+// read decodes and fills in the defaults.
+func read(b []byte) (*v1alpha1.SphereletConfiguration, error) {
 	var head struct {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
@@ -78,10 +105,7 @@ func Parse(b []byte) (*v1alpha1.SphereletConfiguration, error) {
 	if err := yaml.UnmarshalStrict(b, cfg); err != nil {
 		return nil, invalid("%s", unwrapYAML(err))
 	}
-	if err := setDefaults(cfg); err != nil {
-		return nil, err
-	}
-	return cfg, validate(cfg)
+	return cfg, setDefaults(cfg)
 }
 
 // unwrapYAML keeps the part of sigs.k8s.io/yaml's error that names the key.

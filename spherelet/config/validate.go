@@ -15,6 +15,18 @@ import (
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
+// validateNode checks what only a node needs.
+func validateNode(c *v1alpha1.SphereletConfiguration) error {
+	var errs []error
+	if !filepath.IsAbs(c.ClientCAFile) {
+		errs = append(errs, invalid("clientCAFile is %q, must be the absolute path of the certificate authority of the node's clients", c.ClientCAFile))
+	}
+	if c.ClusterCIDR == "" && *c.KubeProxy {
+		errs = append(errs, invalid("clusterCIDR is \"\", must be the range of all pods (or set kubeProxy: false)"))
+	}
+	return errors.Join(errs...)
+}
+
 // validate returns every wrong value at once.
 func validate(c *v1alpha1.SphereletConfiguration) error {
 	var errs []error
@@ -36,9 +48,6 @@ func validate(c *v1alpha1.SphereletConfiguration) error {
 	}
 	if !filepath.IsAbs(c.RunDir) || len(c.RunDir) > 60 {
 		bad("runDir", c.RunDir, "an absolute path of at most 60 bytes, because socket paths end at 107")
-	}
-	if c.ClientCAFile == "" || !filepath.IsAbs(c.ClientCAFile) {
-		bad("clientCAFile", c.ClientCAFile, "the absolute path of the certificate authority of the node's clients")
 	}
 	for field, path := range map[string]string{"kubeconfig": c.Kubeconfig, "bootstrapKubeconfig": c.BootstrapKubeconfig,
 		"hypervisor.guest": c.Hypervisor.Guest, "images.hostsDir": c.Images.HostsDir} {
@@ -76,9 +85,6 @@ func validateCluster(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	}
 	if m := validation.IsDNS1123Subdomain(c.ClusterDomain); len(m) > 0 {
 		errs = append(errs, invalid("clusterDomain is %q, must be a DNS name", c.ClusterDomain))
-	}
-	if c.ClusterCIDR == "" && *c.KubeProxy {
-		errs = append(errs, invalid("clusterCIDR is \"\", must be the range of all pods (or set kubeProxy: false)"))
 	}
 	if c.ClusterCIDR != "" {
 		for _, s := range strings.Split(c.ClusterCIDR, ",") {
