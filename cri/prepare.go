@@ -299,7 +299,9 @@ func (s *Server) presentImages(ctx context.Context, vm vmpod.ID, refs []string) 
 	var disks []vmpod.Disk
 	for _, ref := range refs {
 		img, err := s.config.Images.Get(ctx, ref)
-		if errdefs.IsNotFound(err) {
+		// A bad name is its container's mistake, which the kubelet names; the
+		// other containers of the pod can run.
+		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 			continue
 		}
 		if err != nil {
