@@ -66,6 +66,25 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// cmdFinally runs a command when the script ends, passed or failed; the last
+// one first. Its failure fails the script.
+//
+//	finally umount $WORK/small
+func cmdFinally(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: finally CMD [ARGS]")
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = ts.Getenv("WORK")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+ts.Getenv("KUBECONFIG"), "HOME="+ts.Getenv("HOME"), "WORK="+ts.Getenv("WORK"), "PATH="+ts.Getenv("PATH"))
+	ts.Defer(func() {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			ts.Fatalf("finally %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	})
+}
+
 func deadlineOf(ts *testscript.TestScript, s string) time.Time {
 	d, err := time.ParseDuration(s)
 	ts.Check(err)

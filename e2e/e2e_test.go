@@ -136,6 +136,8 @@ func TestScripts(t *testing.T) {
 			"until":      cmdUntil,
 			"expect":     cmdExpect,
 			"sametree":   cmdSameTree,
+			"finally":    cmdFinally,
+			"registry":   cmdRegistry,
 		},
 	})
 }
