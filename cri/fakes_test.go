@@ -826,7 +826,7 @@ func serve(t *testing.T, h *fakeHost, dir string, change ...func(*Config)) *test
 	t.Helper()
 	cfg := Config{
 		Driver: fakeDriver{h}, Network: fakeNetwork{h}, Images: fakeImages{h}, Ephemeral: fakeEphemeral{h},
-		StateDir: filepath.Join(dir, "cri"), KubeletRoot: filepath.Join(dir, "kubelet"), Version: "test",
+		StateDir: filepath.Join(dir, "cri"), SecretsDir: filepath.Join(dir, "run"), KubeletRoot: filepath.Join(dir, "kubelet"), Version: "test",
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if testing.Verbose() {

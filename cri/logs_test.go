@@ -123,15 +123,15 @@ func TestRotation(t *testing.T) {
 
 func TestStoreRefusesOtherVersions(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cri.db")
-	st, fresh, err := openStore(path)
+	st, fresh, err := openStore(path, secretStore{})
 	if err != nil || !fresh {
 		t.Fatal(fresh, err)
 	}
-	if _, _, err := openStore(path); err == nil {
+	if _, _, err := openStore(path, secretStore{}); err == nil {
 		t.Fatal("opened twice")
 	}
 	st.close()
-	if st, fresh, err = openStore(path); err != nil || fresh {
+	if st, fresh, err = openStore(path, secretStore{}); err != nil || fresh {
 		t.Fatal(fresh, err)
 	}
 	st.close()

@@ -37,6 +37,10 @@ type Config struct {
 	Ephemeral storage.Ephemeral
 	// StateDir holds cri.db (mode 0600); the server makes it.
 	StateDir string
+	// SecretsDir (mode 0700; the server makes it) takes what of containers may
+	// hold secrets, for the next server's execs. It should be on a tmpfs.
+	// Empty: that is kept in memory alone.
+	SecretsDir string
 	// KubeletRoot is the kubelet's root directory: mounts below its pods
 	// directory are known for what they are. Empty: there is no kubelet.
 	KubeletRoot string
@@ -106,7 +110,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
 		return nil, err
 	}
-	st, fresh, err := openStore(filepath.Join(config.StateDir, "cri.db"))
+	st, fresh, err := openStore(filepath.Join(config.StateDir, "cri.db"), secretStore{config.SecretsDir})
 	if err != nil {
 		return nil, err
 	}

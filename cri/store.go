@@ -2,6 +2,7 @@ package cri
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -97,7 +98,8 @@ const noEvent = runtimeapi.ContainerEventType(-1)
 // A store holds the records in memory and on disk, and numbers their changes.
 // Readers never wait for the disk.
 type store struct {
-	db *bolt.DB
+	db      *bolt.DB
+	secrets secretStore
 	// write orders writers: the order on disk, in memory and of events is one.
 	write sync.Mutex
 
@@ -110,13 +112,14 @@ type store struct {
 }
 
 // openStore opens or makes the state file; fresh is true when it held nothing.
-func openStore(path string) (s *store, fresh bool, err error) {
+func openStore(path string, secrets secretStore) (s *store, fresh bool, err error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
 	if err != nil {
 		return nil, false, fmt.Errorf("state file %s: %w (is another spherelet using this data directory?)", path, err)
 	}
 	s = &store{
 		db:         db,
+		secrets:    secrets,
 		sandboxes:  map[string]*sandbox{},
 		containers: map[string]*container{},
 		byVM:       map[vmpod.ID]string{},
@@ -171,10 +174,16 @@ func (s *store) load() (fresh bool, err error) {
 			if err := proto.Unmarshal(r.ConfigPB, r.Config); err != nil {
 				return fmt.Errorf("container %s: %w", k, err)
 			}
+			if err := s.secrets.load(r); err != nil {
+				return fmt.Errorf("container %s: %w", k, err)
+			}
 			s.containers[r.ID] = r
 			return nil
 		})
 	})
+	if err == nil {
+		err = s.secrets.sweep(s.containers)
+	}
 	return fresh, err
 }
 
@@ -267,6 +276,9 @@ func (s *store) removeSandbox(id string) error {
 		}
 		return tx.Bucket(bucketSandboxes).Delete([]byte(id))
 	})
+	for _, c := range cs {
+		err = errors.Join(err, s.secrets.remove(c.ID))
+	}
 	if err != nil {
 		return fmt.Errorf("erase sandbox %s: %w", id, err)
 	}
@@ -286,11 +298,15 @@ func (s *store) addContainer(r *container) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	var err error
-	if r.ConfigPB, err = proto.Marshal(r.Config); err != nil {
+	if r.ConfigPB, err = proto.Marshal(publicConfig(r.Config)); err != nil {
 		return err
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, r.ID, r) }); err != nil {
-		return fmt.Errorf("record container %s: %w", r.ID, err)
+	err = s.secrets.save(r)
+	if err == nil {
+		err = s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, r.ID, r.withoutSecrets()) })
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("record container %s: %w", r.ID, err), s.secrets.remove(r.ID))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -312,7 +328,7 @@ func (s *store) updateContainer(id string, ev runtimeapi.ContainerEventType, cha
 	if !change(&r) {
 		return nil
 	}
-	err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, id, &r) })
+	err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, id, r.withoutSecrets()) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[id] = &r
@@ -339,7 +355,7 @@ func (s *store) removeContainer(id string) error {
 		}
 		return tx.Bucket(bucketContainers).Delete([]byte(id))
 	})
-	if err != nil {
+	if err = errors.Join(err, s.secrets.remove(id)); err != nil {
 		return fmt.Errorf("erase container %s: %w", id, err)
 	}
 	s.mu.Lock()

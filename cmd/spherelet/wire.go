@@ -137,7 +137,7 @@ func (h *host) open(ctx context.Context) error {
 	}
 	h.runtime, err = cri.New(ctx, cri.Config{
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
-		StateDir: h.paths.CRIState, KubeletRoot: h.paths.Kubelet,
+		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, "secrets"), KubeletRoot: h.paths.Kubelet,
 		DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info,
 	})
