@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -177,7 +179,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 				c.StartedAt = c.CreatedAt
 			}
 			c.State, c.FinishedAt, c.ExitCode = runtimeapi.ContainerState_CONTAINER_EXITED, at, code
-			c.Reason, c.Message = string(exit.Reason), "the pod's VM has ended: "+exit.Message
+			c.Reason, c.Message = string(exit.Reason), clip("the pod's VM has ended: "+exit.Message, 4096)
 			return true
 		})
 		if err != nil {
@@ -186,7 +188,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 	}
 	err := s.store.updateSandbox(sandboxID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, func(sb *sandbox) {
 		sb.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
-		sb.Reason, sb.Message = string(exit.Reason), exit.Message
+		sb.Reason, sb.Message = string(exit.Reason), clip(exit.Message, 4096)
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
 		s.log.Error("recording a sandbox's end failed", "sandbox", sandboxID, "err", err)
@@ -276,7 +278,10 @@ func exited(c *container, rec *agentapi.ExitRecord) bool {
 		return false
 	}
 	c.State = runtimeapi.ContainerState_CONTAINER_EXITED
-	c.ExitCode, c.Reason, c.Message = rec.ExitCode, rec.Reason, clip(rec.Message, 4096)
+	c.ExitCode, c.Message = rec.ExitCode, clip(rec.Message, 4096)
+	if guestReason.MatchString(rec.Reason) {
+		c.Reason = rec.Reason
+	}
 	c.FinishedAt = time.Unix(0, rec.TimeNs)
 	if c.StartedAt.IsZero() {
 		c.StartedAt = c.CreatedAt
@@ -297,12 +302,18 @@ func reasonOf(code int32) string {
 	return "Error"
 }
 
-// clip bounds a text that a guest wrote.
+// guestReason is what a reason that a guest gives may look like: one word, as
+// the pod's status has them.
+var guestReason = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,63}$`)
+
+// clip bounds a text that a guest wrote, in bytes. The result is UTF-8, also
+// when the cut is within a letter: an API message with anything else in it
+// cannot be sent at all.
 func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
 	}
-	return s[:n] + "…"
+	return strings.ToValidUTF8(s, "\ufffd")
 }
 
 // An ackTracker finds up to where records are done without a gap.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -79,11 +80,13 @@ func (e *guestError) Unwrap() error { return e.class }
 // maxErrorText is how much of an error's text crosses the channel.
 const maxErrorText = 4096
 
+// clip bounds a text, in bytes. The result is UTF-8, or protobuf would refuse
+// the whole message.
 func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
 	}
-	return s[:n] + "…"
+	return strings.ToValidUTF8(s, "\ufffd")
 }
 
 // errBroken says that the session ended under a caller.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 )
@@ -391,4 +392,14 @@ func TestHostileGuest(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// An error's text crosses the channel whatever is in it: protobuf takes only
+// UTF-8, and a cut within a letter is none.
+func TestErrorTextIsUTF8(t *testing.T) {
+	for _, text := range []string{"x" + strings.Repeat("é", maxErrorText), "\xff", strings.Repeat("é", 10)} {
+		if got := clip(text, maxErrorText); !utf8.ValidString(got) || len(got) > maxErrorText+len("…") {
+			t.Errorf("clip of %d bytes: %d bytes, valid %v", len(text), len(got), utf8.ValidString(got))
+		}
+	}
 }
