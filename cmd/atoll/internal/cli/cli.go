@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -39,6 +41,7 @@ type usageError struct{ error }
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	findAdminPrograms()
 	root := newRoot()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -54,6 +57,18 @@ func Main(args []string) int {
 	}
 	printError(os.Stderr, err, ctx.Err() != nil)
 	return exitFailed
+}
+
+// findAdminPrograms makes sure that nft and mkfs.ext4 are found: root by
+// Debian's plain su keeps the user's PATH, which does not lead to them.
+func findAdminPrograms() {
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if !slices.Contains(filepath.SplitList(path), dir) {
+			path += string(filepath.ListSeparator) + dir
+		}
+	}
+	os.Setenv("PATH", path)
 }
 
 func printError(w io.Writer, err error, interrupted bool) {

@@ -46,6 +46,9 @@ func ReadState(l Layout) (State, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, fmt.Errorf("there is no cluster in %s; `atoll up --data-dir %s` makes one: %w", l.DataDir(), l.DataDir(), errdefs.ErrNotFound)
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return s, fmt.Errorf("data directory %s is no directory; choose another with --data-dir: %w", l.DataDir(), errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return s, fmt.Errorf("cluster's state: %w", err)
 	}

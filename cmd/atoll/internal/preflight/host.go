@@ -152,7 +152,7 @@ var needed = []struct{ program, pkg string }{
 func programs(context.Context) Finding {
 	var missing, pkgs []string
 	for _, n := range needed {
-		if !inPath(n.program) {
+		if _, err := exec.LookPath(n.program); err != nil {
 			missing, pkgs = append(missing, n.program), append(pkgs, n.pkg)
 		}
 	}
@@ -160,19 +160,6 @@ func programs(context.Context) Finding {
 		return fail(aptCure+strings.Join(pkgs, " "), "not found: %s", strings.Join(missing, ", "))
 	}
 	return ok("all there")
-}
-
-// inPath also looks where only root's PATH does.
-func inPath(program string) bool {
-	if _, err := exec.LookPath(program); err == nil {
-		return true
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if unix.Access(filepath.Join(dir, program), unix.X_OK) == nil {
-			return true
-		}
-	}
-	return false
 }
 
 func (h Host) guest(context.Context) Finding {
