@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/openatoll/atoll/vmpod"
@@ -84,11 +85,28 @@ func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimea
 			return nil, refuse("config.mounts", fmt.Sprintf("two mounts at %s: remove one", dst))
 		}
 		seen[dst] = true
+		if err := checkRecursiveReadOnly(m); err != nil {
+			return nil, err
+		}
 		if err := plan.add(kubeletRoot, podUID, fromKubelet, m, dst); err != nil {
 			return nil, err
 		}
 	}
 	return plan, nil
+}
+
+// checkRecursiveReadOnly refuses what the CRI forbids beside
+// recursive_read_only.
+func checkRecursiveReadOnly(m *runtimeapi.Mount) error {
+	switch {
+	case !m.RecursiveReadOnly:
+		return nil
+	case !m.Readonly:
+		return refuse("config.mounts", fmt.Sprintf("%s: recursive_read_only without readonly: set both", m.ContainerPath))
+	case m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return refuse("config.mounts", fmt.Sprintf("%s: recursive_read_only with propagation %s: use PROPAGATION_PRIVATE", m.ContainerPath, m.Propagation))
+	}
+	return nil
 }
 
 func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.Mount, dst string) error {
@@ -119,6 +137,34 @@ func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.
 	plan.mounts = append(plan.mounts, vm)
 	plan.volumes = append(plan.volumes, *vol)
 	plan.reported = append(plan.reported, report)
+	if strings.HasPrefix(vol.ID, "host-") && !vol.File {
+		return plan.addMemory(m, vol.HostPath, dst)
+	}
+	return nil
+}
+
+// addMemory gives a copied directory the tmpfs that are mounted in it on the
+// host as mounts of their own, with a copy of what is in them: only
+// recursive_read_only makes those read-only, too.
+func (plan *mountPlan) addMemory(m *runtimeapi.Mount, dir, dst string) error {
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		rel, ok := below(dir, i.Mountpoint)
+		return !ok || rel == "." || i.FSType != "tmpfs", false
+	})
+	if err != nil {
+		return err
+	}
+	for _, i := range mounts {
+		vol, err := hostCopy(i.Mountpoint)
+		if err != nil {
+			return err
+		}
+		rel, _ := below(dir, i.Mountpoint)
+		plan.volumes = append(plan.volumes, *vol)
+		plan.mounts = append(plan.mounts, &agentapi.VolumeMount{
+			Volume: vol.ID, Destination: filepath.Join(dst, rel), ReadOnly: m.RecursiveReadOnly, Propagation: propagation(m.Propagation),
+		})
+	}
 	return nil
 }
 
