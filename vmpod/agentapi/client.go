@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,6 +24,10 @@ const (
 	maxStale = 64 << 20
 	// replyTimeout bounds the wait for the guest to accept a stream.
 	replyTimeout = 30 * time.Second
+	// maxAbandoned is how many calls whose callers went away a guest may leave
+	// unanswered: each costs memory until its answer. An honest guest answers
+	// at the call's deadline, so this is one that hangs, or worse.
+	maxAbandoned = 256
 )
 
 // A Client is one session with a guest. It is safe for concurrent use and
@@ -34,6 +39,8 @@ type Client struct {
 	mux  *yamux.Session
 	rpc  *ttrpc.Client
 	done chan struct{}
+
+	abandoned atomic.Int32 // calls that nobody waits for any more
 
 	mu    sync.Mutex
 	cause error
@@ -240,7 +247,14 @@ func (c *Client) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.
 	own := &ttrpc.Response{}
 	// The request carries the deadline to the guest already. The call itself
 	// stays until its answer is here: ttrpc would log one that comes late.
-	go func() { out <- invoke(context.WithoutCancel(ctx), req, own) }()
+	var settled atomic.Bool // answered or abandoned, whichever was first
+	go func() {
+		err := invoke(context.WithoutCancel(ctx), req, own)
+		if !settled.CompareAndSwap(false, true) {
+			c.abandoned.Add(-1)
+		}
+		out <- err
+	}()
 	select {
 	case err := <-out:
 		if err != nil {
@@ -250,6 +264,9 @@ func (c *Client) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.
 			return fmt.Errorf("agent %s: %w", req.Method, err)
 		}
 	case <-ctx.Done():
+		if settled.CompareAndSwap(false, true) && c.abandoned.Add(1) > maxAbandoned {
+			c.fail(fmt.Errorf("the guest left %d calls unanswered", maxAbandoned))
+		}
 		return fmt.Errorf("agent %s: %w", req.Method, ctx.Err())
 	}
 	if s := own.Status; s != nil && s.Code != 0 {

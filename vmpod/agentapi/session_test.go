@@ -403,3 +403,30 @@ func TestErrorTextIsUTF8(t *testing.T) {
 		}
 	}
 }
+
+// A guest that answers nothing costs the host a session, not memory without
+// end; one that answers late costs nothing.
+func TestUnansweredCallsAreBounded(t *testing.T) {
+	d := newChardev(t)
+	serveOn(t, d.guest)
+	c := attach(t, d.dial(t))
+	call := func(timeout time.Duration) {
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(timeout, cancel)
+		if _, err := c.WaitProcess(ctx, &WaitProcessRequest{}); err == nil {
+			t.Error("a call that is never answered succeeded")
+		}
+	}
+	var calls sync.WaitGroup
+	for range maxAbandoned {
+		calls.Go(func() { call(100 * time.Millisecond) })
+	}
+	calls.Wait()
+	hello(t, c)
+	call(10 * time.Millisecond)
+	select {
+	case <-c.Done():
+	case <-time.After(5 * time.Second):
+		t.Fatalf("the session goes on with %d calls unanswered", c.abandoned.Load())
+	}
+}
