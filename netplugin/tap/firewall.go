@@ -15,7 +15,7 @@ import (
 // follows from the records, so it can be replaced as a whole at any time:
 //
 //   - from_pod drops what a tap sends with another source address or MAC than
-//     its pod's, and everything that is not IPv4 (ARP is not seen here: the
+//     its pod's, or to the host's loopback, and everything that is not IPv4 (ARP is not seen here: the
 //     host does not believe it, its neighbour entries are permanent);
 //   - raw drops what claims to come from a pod but comes in elsewhere;
 //   - host_ports forwards ports of the node;
@@ -150,6 +150,8 @@ func (f *firewall) declare(tx *knftables.Transaction) {
 		}
 	}
 	chain("from_pod",
+		// The kernel does so too, unless somebody has set route_localnet.
+		"ip daddr 127.0.0.0/8 counter drop",
 		"iifname . ip saddr . ether saddr @"+podsSet+" return",
 		"counter drop")
 	base("raw", knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority,

@@ -3,6 +3,7 @@ package tap
 import (
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -198,5 +199,31 @@ func TestMasqueradeMark(t *testing.T) {
 	}
 	if p := a.wants("query"); p.src != service || p.srcPort != 53 || p.dstPort != 3000 {
 		t.Errorf("a is answered by %+v", p)
+	}
+}
+
+// TestLoopbackIsOutOfReach is the host whose other software has turned on
+// route_localnet (kube-proxy with iptables does): what listens on 127.0.0.1
+// relies on nobody else getting there.
+func TestLoopbackIsOutOfReach(t *testing.T) {
+	_, a, _ := twoPods(t)
+	const sysctl = "/proc/sys/net/ipv4/conf/all/route_localnet"
+	if err := os.WriteFile(sysctl, []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.WriteFile(sysctl, []byte("0"), 0) })
+	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.LocalAddr().(*net.UDPAddr).Port
+	a.sendUDP(netip.MustParseAddr("127.0.0.1"), 2000, uint16(port), "from a pod")
+	if err := l.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if n, from, err := l.ReadFrom(b); err == nil {
+		t.Errorf("a pod at %v reached loopback: %q", from, b[:n])
 	}
 }
