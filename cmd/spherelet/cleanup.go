@@ -33,7 +33,7 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	if _, err := os.Stat(cfg.DataDir); errors.Is(err, fs.ErrNotExist) {
 		return removeRunDir(cfg)
 	}
-	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
+	if err := os.MkdirAll(cfg.RunDir, 0o700); err != nil {
 		return err
 	}
 	unlock, err := lock(p.Lock)
@@ -50,7 +50,7 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	}
 	step("VMs", removeVMs(ctx, cfg, p))
 	step("network", removeNetwork(ctx, cfg))
-	step("mounts", unmountBelow(cfg.DataDir, cfg.RunDir))
+	step("mounts", unmountKubelet(p.KubeletReal))
 	step("pod directories", removePodDirs(p))
 	step("disks", removeDisks(ctx, p))
 	step("cgroups", removeCgroups("/sys/fs/cgroup", p.Cgroup))
@@ -60,16 +60,32 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 	return errors.Join(errs...)
 }
 
-// removeRunDir also removes /run/atoll once nothing else is in there.
+// removeRunDir removes the default run directory, which is nobody else's, and
+// /run/atoll once nothing else is in there. A directory that the configuration
+// names may hold other things: only what is ours is removed, and then the
+// directory if that was all.
 func removeRunDir(cfg *v1alpha1.SphereletConfiguration) error {
+	if cfg.RunDir != config.RunDir(cfg.DataDir) {
+		var errs []error
+		for _, name := range runDirNames {
+			errs = append(errs, os.RemoveAll(filepath.Join(cfg.RunDir, name)))
+		}
+		if err := unix.Rmdir(cfg.RunDir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	}
 	err := os.RemoveAll(cfg.RunDir)
-	if cfg.RunDir == config.RunDir(cfg.DataDir) {
+	if err == nil {
 		if err := unix.Rmdir(filepath.Dir(cfg.RunDir)); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
 	return err
 }
+
+// runDirNames are all that is ever in a run directory.
+var runDirNames = []string{vmSocketsName, secretsName, servicesMarkName, "cri.sock", "kubelet", "spherelet.lock"}
 
 // removeVMs needs no guest image: nothing is launched.
 func removeVMs(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p config.Paths) error {
@@ -117,7 +133,7 @@ func removeNetwork(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) er
 		}
 	}
 	err := tap.Cleanup(ctx, tap.Config{StateDir: filepath.Join(cfg.DataDir, "network")})
-	if *cfg.KubeProxy {
+	if _, merr := os.Stat(servicesMark(cfg)); merr == nil {
 		err = errors.Join(err, proxy.Cleanup(ctx))
 	}
 	if rerr := os.Remove(filepath.Join(cfg.DataDir, "network", "podcidr.json")); !errors.Is(rerr, fs.ErrNotExist) {
@@ -126,24 +142,26 @@ func removeNetwork(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) er
 	return err
 }
 
-// unmountBelow unmounts what the kubelet mounted (tmpfs of Secrets and
-// tokens), the innermost first.
-func unmountBelow(dirs ...string) error {
+// unmountKubelet unmounts what the kubelet mounted: tmpfs of Secrets and tokens,
+// and its own directory on itself. The innermost go first. What else is
+// mounted in the data directory is the user's own file system, and stays.
+func unmountKubelet(dir string) error {
+	real, err := filepath.EvalSymlinks(dir) // as the list has it
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(real))
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return strings.Compare(b.Mountpoint, a.Mountpoint) })
 	var errs []error
-	for _, dir := range dirs {
-		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return strings.Compare(b.Mountpoint, a.Mountpoint) })
-		for _, m := range mounts {
-			if m.Mountpoint == dir { // the user's own file system
-				continue
-			}
-			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
-			}
+	for _, m := range mounts {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -137,7 +137,7 @@ func (h *host) open(ctx context.Context) error {
 	}
 	h.runtime, err = cri.New(ctx, cri.Config{
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
-		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, "secrets"), KubeletRoot: h.paths.Kubelet,
+		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
 		DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info,
 	})
@@ -165,7 +165,7 @@ func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestima
 		Accelerator: qemu.Accelerator(c.Hypervisor.Accelerator),
 		Guest:       qemu.Guest{Kernel: g.Kernel, Initrd: g.Initrd, Cmdline: g.Cmdline},
 		StateDir:    p.VMs,
-		RunDir:      filepath.Join(c.RunDir, "vm"),
+		RunDir:      filepath.Join(c.RunDir, vmSocketsName),
 		Cgroup:      p.Cgroup,
 	}
 }

@@ -151,13 +151,21 @@ func run(ctx context.Context, cfg Config, client kubernetes.Interface) error {
 // ensureTable makes the table that the proxier will fill: where it is missing,
 // the first sync would log an error about it.
 func ensureTable(ctx context.Context) error {
-	nft, err := knftables.New(knftables.IPv4Family, "kube-proxy")
+	nft, err := newTable()
 	if err != nil {
-		return fmt.Errorf("%v: run as root, and `apt-get install nftables`: %w", err, errdefs.ErrFailedPrecondition)
+		return err
 	}
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	return nft.Run(ctx, tx)
+}
+
+func newTable() (knftables.Interface, error) {
+	nft, err := knftables.New(knftables.IPv4Family, "kube-proxy")
+	if err != nil {
+		return nil, fmt.Errorf("%v: run as root, and `apt-get install nftables`: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return nft, nil
 }
 
 // watch connects the proxier with the API. Handlers are registered before
@@ -212,11 +220,34 @@ func dropManagedFields(obj any) (any, error) {
 	return obj, nil
 }
 
-// Cleanup removes kube-proxy's nftables tables from the present network
+// Present tells whether the present network namespace has kube-proxy's nftables
+// table, ours or another's.
+func Present(ctx context.Context) (bool, error) {
+	nft, err := newTable()
+	if err != nil {
+		return false, fmt.Errorf("service proxy: nftables: %w", err)
+	}
+	_, err = nft.List(ctx, "chains")
+	if knftables.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("service proxy: nftables: %w", err)
+	}
+	return true, nil
+}
+
+// Cleanup removes kube-proxy's nftables table from the present network
 // namespace. No proxy may run there any more. Repeating it succeeds.
 func Cleanup(ctx context.Context) error {
-	if nftables.CleanupLeftovers(ctx) {
-		return fmt.Errorf("service proxy: the nftables tables \"kube-proxy\" could not be removed: see the log, then `nft delete table ip kube-proxy`: %w", errdefs.ErrInternal)
+	nft, err := newTable()
+	if err == nil {
+		tx := nft.NewTransaction()
+		tx.Delete(&knftables.Table{})
+		err = nft.Run(ctx, tx)
+	}
+	if err != nil && !knftables.IsNotFound(err) {
+		return fmt.Errorf("service proxy: nftables: remove the table: %w", err)
 	}
 	return nil
 }

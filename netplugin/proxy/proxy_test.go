@@ -154,10 +154,16 @@ func TestServices(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("Run did not end with its context")
 	}
+	if there, err := Present(t.Context()); !there || err != nil {
+		t.Errorf("the table is there: %v, %v", there, err)
+	}
 	for range 2 {
 		if err := Cleanup(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if there, err := Present(t.Context()); there || err != nil {
+		t.Errorf("after Cleanup: %v, %v", there, err)
 	}
 	if out := ruleset(t); out != "" {
 		t.Errorf("left behind:\n%s", out)

@@ -228,14 +228,9 @@ func Prepare(c *v1alpha1.SphereletConfiguration) (Paths, error) {
 	if err := CheckVersion(p.Version); err != nil {
 		return p, err
 	}
+	// QEMU runs as its own user, but is handed all it needs by descriptor.
 	for _, dir := range []string{c.DataDir, c.RunDir, p.PKI} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return p, fmt.Errorf("directory %s: %w", dir, err)
-		}
-	}
-	// QEMU runs as its own user and must reach disks and sockets below.
-	for _, dir := range []string{c.DataDir, c.RunDir} {
-		if err := os.Chmod(dir, 0o711); err != nil {
 			return p, fmt.Errorf("directory %s: %w", dir, err)
 		}
 	}
