@@ -162,6 +162,9 @@ func (p *pod) specFor(sb *sandbox, config *runtimeapi.ContainerConfig, img stora
 	if err := p.checkPID(sb, sc.GetNamespaceOptions()); err != nil {
 		return nil, err
 	}
+	if err := checkUserNamespace(sb, sc.GetNamespaceOptions()); err != nil {
+		return nil, err
+	}
 	tree, closer, err := p.s.openTree(img.ID, disk)
 	if err != nil {
 		return nil, err

@@ -223,6 +223,13 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 	if err != nil {
 		return nil, err
 	}
+	ids, err := userNamespace("config.linux.security_context.namespace_options.userns_options", config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions())
+	if err == nil && ids != nil && !slices.Contains(hello.GetFeatures(), featureUserNamespaces) {
+		err = refuse("userns_options", "the guest kernel has no user namespaces: leave hostUsers unset, or use the kernel of `make guest-kernel`")
+	}
+	if err != nil {
+		return nil, err
+	}
 	var entropy [64]byte
 	rand.Read(entropy[:])
 	req := &agentapi.SetupSandboxRequest{
@@ -233,6 +240,7 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 		Sysctls:       config.GetLinux().GetSysctls(),
 		SharePid:      config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD,
 		EphemeralDisk: ephemeralDiskID,
+		UserNamespace: ids,
 	}
 	if req.Hostname == "" {
 		req.Hostname = hostnameOf(config.Metadata.Name)

@@ -51,10 +51,9 @@ func checkNamespaces(field string, o *runtimeapi.NamespaceOption, sandbox bool) 
 		return refuse(field+".ipc", "containers of one pod VM share IPC: use POD")
 	case sandbox && o.GetPid() == runtimeapi.NamespaceMode_TARGET:
 		return refuse(field+".pid", "TARGET is for containers")
-	case o.GetUsernsOptions() != nil && o.GetUsernsOptions().GetMode() != runtimeapi.NamespaceMode_NODE:
-		return refuse(field+".userns_options", "user namespaces are not supported: leave hostUsers unset; the VM's boundary is stronger than theirs")
 	}
-	return nil
+	_, err := userNamespace(field+".userns_options", o.GetUsernsOptions())
+	return err
 }
 
 // checkLSM refuses security modules that the guest kernel does not run.
@@ -92,8 +91,8 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 		if m.GetImage().GetImage() != "" {
 			return refuse("config.mounts", fmt.Sprintf("image volume %q at %s: not supported yet; copy its files in an init container instead", m.Image.Image, m.ContainerPath))
 		}
-		if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
-			return refuse("config.mounts", fmt.Sprintf("%s: id-mapped mounts are not supported", m.ContainerPath))
+		if err := checkMountMappings(m, c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()); err != nil {
+			return err
 		}
 	}
 	sc := c.GetLinux().GetSecurityContext()

@@ -201,7 +201,7 @@ func (x AddVolumeRequest_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AddVolumeRequest_Kind.Descriptor instead.
 func (AddVolumeRequest_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10, 0}
+	return file_agent_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type LogRecord_Stream int32
@@ -247,7 +247,7 @@ func (x LogRecord_Stream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogRecord_Stream.Descriptor instead.
 func (LogRecord_Stream) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33, 0}
+	return file_agent_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // A StreamHeader opens every yamux stream.
@@ -636,6 +636,7 @@ type SetupSandboxRequest struct {
 	SharePid      bool                   `protobuf:"varint,9,opt,name=share_pid,json=sharePid,proto3" json:"share_pid,omitempty"`                // one PID namespace for all containers
 	EphemeralDisk string                 `protobuf:"bytes,10,opt,name=ephemeral_disk,json=ephemeralDisk,proto3" json:"ephemeral_disk,omitempty"` // serial of the writable disk; empty: tmpfs
 	PodUid        string                 `protobuf:"bytes,11,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`                      // for the guest's log
+	UserNamespace *IDMap                 `protobuf:"bytes,12,opt,name=user_namespace,json=userNamespace,proto3" json:"user_namespace,omitempty"` // all containers are in one; absent: in none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,6 +748,67 @@ func (x *SetupSandboxRequest) GetPodUid() string {
 	return ""
 }
 
+func (x *SetupSandboxRequest) GetUserNamespace() *IDMap {
+	if x != nil {
+		return x.UserNamespace
+	}
+	return nil
+}
+
+// An IDMap makes the ids 0 to length-1 of containers, users and groups alike,
+// first to first+length-1 of the guest.
+type IDMap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Length        uint32                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDMap) Reset() {
+	*x = IDMap{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDMap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDMap) ProtoMessage() {}
+
+func (x *IDMap) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDMap.ProtoReflect.Descriptor instead.
+func (*IDMap) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *IDMap) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *IDMap) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type SetupSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -755,7 +817,7 @@ type SetupSandboxResponse struct {
 
 func (x *SetupSandboxResponse) Reset() {
 	*x = SetupSandboxResponse{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +829,7 @@ func (x *SetupSandboxResponse) String() string {
 func (*SetupSandboxResponse) ProtoMessage() {}
 
 func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +842,7 @@ func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupSandboxResponse.ProtoReflect.Descriptor instead.
 func (*SetupSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 type Interface struct {
@@ -796,7 +858,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +870,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +883,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Interface) GetMac() string {
@@ -869,7 +931,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +943,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +956,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetDestination() string {
@@ -922,7 +984,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +996,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1009,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DNS) GetServers() []string {
@@ -984,7 +1046,7 @@ type AddVolumeRequest struct {
 
 func (x *AddVolumeRequest) Reset() {
 	*x = AddVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1058,7 @@ func (x *AddVolumeRequest) String() string {
 func (*AddVolumeRequest) ProtoMessage() {}
 
 func (x *AddVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1071,7 @@ func (x *AddVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AddVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AddVolumeRequest) GetId() string {
@@ -1055,7 +1117,7 @@ type AddVolumeResponse struct {
 
 func (x *AddVolumeResponse) Reset() {
 	*x = AddVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1129,7 @@ func (x *AddVolumeResponse) String() string {
 func (*AddVolumeResponse) ProtoMessage() {}
 
 func (x *AddVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1142,7 @@ func (x *AddVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AddVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type RemoveVolumeRequest struct {
@@ -1092,7 +1154,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1166,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1179,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveVolumeRequest) GetId() string {
@@ -1135,7 +1197,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1209,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1222,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type CreateContainerRequest struct {
@@ -1184,7 +1246,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1258,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1271,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1289,7 +1351,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1363,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1376,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VolumeMount) GetVolume() string {
@@ -1367,7 +1429,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1441,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1454,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 type StartProcessRequest struct {
@@ -1408,7 +1470,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1482,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1495,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StartProcessRequest) GetContainerId() string {
@@ -1481,7 +1543,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1555,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1568,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartProcessResponse) GetPid() int32 {
@@ -1535,7 +1597,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1609,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1622,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -1599,7 +1661,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1673,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1686,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 type ResizeTerminalRequest struct {
@@ -1639,7 +1701,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1713,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1726,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResizeTerminalRequest) GetContainerId() string {
@@ -1703,7 +1765,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1777,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1790,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 type WaitProcessRequest struct {
@@ -1741,7 +1803,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +1815,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +1828,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -1792,7 +1854,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1866,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1879,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitProcessResponse) GetExit() *ExitRecord {
@@ -1836,7 +1898,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1910,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1923,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -1879,7 +1941,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1953,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +1966,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type UpdateContainerRequest struct {
@@ -1918,7 +1980,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +1992,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2005,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -1975,7 +2037,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2049,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2062,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type OnlineRequest struct {
@@ -2013,7 +2075,7 @@ type OnlineRequest struct {
 
 func (x *OnlineRequest) Reset() {
 	*x = OnlineRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2087,7 @@ func (x *OnlineRequest) String() string {
 func (*OnlineRequest) ProtoMessage() {}
 
 func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2100,7 @@ func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineRequest.ProtoReflect.Descriptor instead.
 func (*OnlineRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OnlineRequest) GetCpus() int32 {
@@ -2065,7 +2127,7 @@ type OnlineResponse struct {
 
 func (x *OnlineResponse) Reset() {
 	*x = OnlineResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2139,7 @@ func (x *OnlineResponse) String() string {
 func (*OnlineResponse) ProtoMessage() {}
 
 func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2152,7 @@ func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineResponse.ProtoReflect.Descriptor instead.
 func (*OnlineResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OnlineResponse) GetCpus() int32 {
@@ -2115,7 +2177,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2189,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2202,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type ShutdownResponse struct {
@@ -2151,7 +2213,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2225,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2238,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 // A LogRecord is one line, or a part of one, that a container wrote. While
@@ -2196,7 +2258,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2270,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2283,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LogRecord) GetOffset() uint64 {
@@ -2282,7 +2344,7 @@ type ExitRecord struct {
 
 func (x *ExitRecord) Reset() {
 	*x = ExitRecord{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2356,7 @@ func (x *ExitRecord) String() string {
 func (*ExitRecord) ProtoMessage() {}
 
 func (x *ExitRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2369,7 @@ func (x *ExitRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitRecord.ProtoReflect.Descriptor instead.
 func (*ExitRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExitRecord) GetOffset() uint64 {
@@ -2370,7 +2432,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2444,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2457,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AcknowledgeRequest) GetContainerId() string {
@@ -2427,7 +2489,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2501,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2514,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type StatsRequest struct {
@@ -2464,7 +2526,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2538,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2551,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsRequest) GetContainerIds() []string {
@@ -2515,7 +2577,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2589,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2602,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsResponse) GetTimeNs() int64 {
@@ -2619,7 +2681,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2693,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2706,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2745,7 +2807,7 @@ type FilesystemStats struct {
 
 func (x *FilesystemStats) Reset() {
 	*x = FilesystemStats{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2819,7 @@ func (x *FilesystemStats) String() string {
 func (*FilesystemStats) ProtoMessage() {}
 
 func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2832,7 @@ func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemStats.ProtoReflect.Descriptor instead.
 func (*FilesystemStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FilesystemStats) GetUsedBytes() uint64 {
@@ -2825,7 +2887,7 @@ type VolumeStats struct {
 
 func (x *VolumeStats) Reset() {
 	*x = VolumeStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2899,7 @@ func (x *VolumeStats) String() string {
 func (*VolumeStats) ProtoMessage() {}
 
 func (x *VolumeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2912,7 @@ func (x *VolumeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
 func (*VolumeStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *VolumeStats) GetId() string {
@@ -2882,7 +2944,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +2956,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +2969,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3013,7 +3075,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aCREATED\x10\x00\x12\v\n" +
 	"\aRUNNING\x10\x01\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x02\"\xec\x03\n" +
+	"\x06EXITED\x10\x02\"\xaa\x04\n" +
 	"\x13SetupSandboxRequest\x12\x19\n" +
 	"\bclock_ns\x18\x01 \x01(\x03R\aclockNs\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12\x1a\n" +
@@ -3031,10 +3093,14 @@ const file_agent_proto_rawDesc = "" +
 	"\tshare_pid\x18\t \x01(\bR\bsharePid\x12%\n" +
 	"\x0eephemeral_disk\x18\n" +
 	" \x01(\tR\rephemeralDisk\x12\x17\n" +
-	"\apod_uid\x18\v \x01(\tR\x06podUid\x1a:\n" +
+	"\apod_uid\x18\v \x01(\tR\x06podUid\x12<\n" +
+	"\x0euser_namespace\x18\f \x01(\v2\x15.atoll.agent.v1.IDMapR\ruserNamespace\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"5\n" +
+	"\x05IDMap\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\"\x16\n" +
 	"\x14SetupSandboxResponse\"\x90\x01\n" +
 	"\tInterface\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x12\n" +
@@ -3241,7 +3307,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_agent_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: atoll.agent.v1.StreamHeader.Kind
 	(ContainerState_Phase)(0),       // 1: atoll.agent.v1.ContainerState.Phase
@@ -3253,102 +3319,104 @@ var file_agent_proto_goTypes = []any{
 	(*HelloResponse)(nil),           // 7: atoll.agent.v1.HelloResponse
 	(*ContainerState)(nil),          // 8: atoll.agent.v1.ContainerState
 	(*SetupSandboxRequest)(nil),     // 9: atoll.agent.v1.SetupSandboxRequest
-	(*SetupSandboxResponse)(nil),    // 10: atoll.agent.v1.SetupSandboxResponse
-	(*Interface)(nil),               // 11: atoll.agent.v1.Interface
-	(*Route)(nil),                   // 12: atoll.agent.v1.Route
-	(*DNS)(nil),                     // 13: atoll.agent.v1.DNS
-	(*AddVolumeRequest)(nil),        // 14: atoll.agent.v1.AddVolumeRequest
-	(*AddVolumeResponse)(nil),       // 15: atoll.agent.v1.AddVolumeResponse
-	(*RemoveVolumeRequest)(nil),     // 16: atoll.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),    // 17: atoll.agent.v1.RemoveVolumeResponse
-	(*CreateContainerRequest)(nil),  // 18: atoll.agent.v1.CreateContainerRequest
-	(*VolumeMount)(nil),             // 19: atoll.agent.v1.VolumeMount
-	(*CreateContainerResponse)(nil), // 20: atoll.agent.v1.CreateContainerResponse
-	(*StartProcessRequest)(nil),     // 21: atoll.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 22: atoll.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 23: atoll.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 24: atoll.agent.v1.SignalProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 25: atoll.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 26: atoll.agent.v1.ResizeTerminalResponse
-	(*WaitProcessRequest)(nil),      // 27: atoll.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 28: atoll.agent.v1.WaitProcessResponse
-	(*RemoveContainerRequest)(nil),  // 29: atoll.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 30: atoll.agent.v1.RemoveContainerResponse
-	(*UpdateContainerRequest)(nil),  // 31: atoll.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 32: atoll.agent.v1.UpdateContainerResponse
-	(*OnlineRequest)(nil),           // 33: atoll.agent.v1.OnlineRequest
-	(*OnlineResponse)(nil),          // 34: atoll.agent.v1.OnlineResponse
-	(*ShutdownRequest)(nil),         // 35: atoll.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 36: atoll.agent.v1.ShutdownResponse
-	(*LogRecord)(nil),               // 37: atoll.agent.v1.LogRecord
-	(*ExitRecord)(nil),              // 38: atoll.agent.v1.ExitRecord
-	(*AcknowledgeRequest)(nil),      // 39: atoll.agent.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),     // 40: atoll.agent.v1.AcknowledgeResponse
-	(*StatsRequest)(nil),            // 41: atoll.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 42: atoll.agent.v1.StatsResponse
-	(*ContainerStats)(nil),          // 43: atoll.agent.v1.ContainerStats
-	(*FilesystemStats)(nil),         // 44: atoll.agent.v1.FilesystemStats
-	(*VolumeStats)(nil),             // 45: atoll.agent.v1.VolumeStats
-	(*NetworkStats)(nil),            // 46: atoll.agent.v1.NetworkStats
-	nil,                             // 47: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 48: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	(*IDMap)(nil),                   // 10: atoll.agent.v1.IDMap
+	(*SetupSandboxResponse)(nil),    // 11: atoll.agent.v1.SetupSandboxResponse
+	(*Interface)(nil),               // 12: atoll.agent.v1.Interface
+	(*Route)(nil),                   // 13: atoll.agent.v1.Route
+	(*DNS)(nil),                     // 14: atoll.agent.v1.DNS
+	(*AddVolumeRequest)(nil),        // 15: atoll.agent.v1.AddVolumeRequest
+	(*AddVolumeResponse)(nil),       // 16: atoll.agent.v1.AddVolumeResponse
+	(*RemoveVolumeRequest)(nil),     // 17: atoll.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),    // 18: atoll.agent.v1.RemoveVolumeResponse
+	(*CreateContainerRequest)(nil),  // 19: atoll.agent.v1.CreateContainerRequest
+	(*VolumeMount)(nil),             // 20: atoll.agent.v1.VolumeMount
+	(*CreateContainerResponse)(nil), // 21: atoll.agent.v1.CreateContainerResponse
+	(*StartProcessRequest)(nil),     // 22: atoll.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 23: atoll.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 24: atoll.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 25: atoll.agent.v1.SignalProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 26: atoll.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 27: atoll.agent.v1.ResizeTerminalResponse
+	(*WaitProcessRequest)(nil),      // 28: atoll.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 29: atoll.agent.v1.WaitProcessResponse
+	(*RemoveContainerRequest)(nil),  // 30: atoll.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 31: atoll.agent.v1.RemoveContainerResponse
+	(*UpdateContainerRequest)(nil),  // 32: atoll.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 33: atoll.agent.v1.UpdateContainerResponse
+	(*OnlineRequest)(nil),           // 34: atoll.agent.v1.OnlineRequest
+	(*OnlineResponse)(nil),          // 35: atoll.agent.v1.OnlineResponse
+	(*ShutdownRequest)(nil),         // 36: atoll.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 37: atoll.agent.v1.ShutdownResponse
+	(*LogRecord)(nil),               // 38: atoll.agent.v1.LogRecord
+	(*ExitRecord)(nil),              // 39: atoll.agent.v1.ExitRecord
+	(*AcknowledgeRequest)(nil),      // 40: atoll.agent.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),     // 41: atoll.agent.v1.AcknowledgeResponse
+	(*StatsRequest)(nil),            // 42: atoll.agent.v1.StatsRequest
+	(*StatsResponse)(nil),           // 43: atoll.agent.v1.StatsResponse
+	(*ContainerStats)(nil),          // 44: atoll.agent.v1.ContainerStats
+	(*FilesystemStats)(nil),         // 45: atoll.agent.v1.FilesystemStats
+	(*VolumeStats)(nil),             // 46: atoll.agent.v1.VolumeStats
+	(*NetworkStats)(nil),            // 47: atoll.agent.v1.NetworkStats
+	nil,                             // 48: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 49: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	0,  // 0: atoll.agent.v1.StreamHeader.kind:type_name -> atoll.agent.v1.StreamHeader.Kind
 	8,  // 1: atoll.agent.v1.HelloResponse.containers:type_name -> atoll.agent.v1.ContainerState
 	1,  // 2: atoll.agent.v1.ContainerState.phase:type_name -> atoll.agent.v1.ContainerState.Phase
-	38, // 3: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
-	11, // 4: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
-	13, // 5: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
-	47, // 6: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	12, // 7: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
-	2,  // 8: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
-	19, // 9: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
-	38, // 10: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
-	48, // 11: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
-	3,  // 12: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
-	43, // 13: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
-	45, // 14: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
-	46, // 15: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
-	44, // 16: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
-	43, // 17: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
-	44, // 18: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
-	44, // 19: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
-	6,  // 20: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
-	9,  // 21: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
-	14, // 22: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
-	16, // 23: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
-	18, // 24: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
-	21, // 25: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
-	23, // 26: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
-	25, // 27: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
-	27, // 28: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
-	29, // 29: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
-	31, // 30: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
-	41, // 31: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
-	39, // 32: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
-	33, // 33: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
-	35, // 34: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
-	7,  // 35: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
-	10, // 36: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
-	15, // 37: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
-	17, // 38: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
-	20, // 39: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
-	22, // 40: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
-	24, // 41: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
-	26, // 42: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
-	28, // 43: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
-	30, // 44: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
-	32, // 45: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
-	42, // 46: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
-	40, // 47: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
-	34, // 48: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
-	36, // 49: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
-	35, // [35:50] is the sub-list for method output_type
-	20, // [20:35] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	39, // 3: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
+	12, // 4: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
+	14, // 5: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
+	48, // 6: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	10, // 7: atoll.agent.v1.SetupSandboxRequest.user_namespace:type_name -> atoll.agent.v1.IDMap
+	13, // 8: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
+	2,  // 9: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
+	20, // 10: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
+	39, // 11: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
+	49, // 12: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	3,  // 13: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
+	44, // 14: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
+	46, // 15: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
+	47, // 16: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
+	45, // 17: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
+	44, // 18: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
+	45, // 19: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
+	45, // 20: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
+	6,  // 21: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
+	9,  // 22: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
+	15, // 23: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
+	17, // 24: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
+	19, // 25: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
+	22, // 26: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
+	24, // 27: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
+	26, // 28: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
+	28, // 29: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
+	30, // 30: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
+	32, // 31: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
+	42, // 32: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
+	40, // 33: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
+	34, // 34: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
+	36, // 35: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
+	7,  // 36: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
+	11, // 37: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
+	16, // 38: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
+	18, // 39: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
+	21, // 40: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
+	23, // 41: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
+	25, // 42: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
+	27, // 43: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
+	29, // 44: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
+	31, // 45: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
+	33, // 46: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
+	43, // 47: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
+	41, // 48: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
+	35, // 49: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
+	37, // 50: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
+	36, // [36:51] is the sub-list for method output_type
+	21, // [21:36] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3362,7 +3430,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,7 @@ type agent struct {
 	mu         sync.Mutex
 	ready      bool
 	sharedPID  string          // path of the pod's PID namespace, empty if not shared
+	userns     *userNamespace  // the pod's, nil if it has none
 	interfaces map[string]bool // the pod's, by name
 	volumes    map[string]*volume
 	containers map[string]*container

@@ -132,11 +132,14 @@ func (a *agent) prepare(c *container) error {
 		return err
 	}
 	a.mu.Lock()
-	sharedPID := a.sharedPID
+	sharedPID, userns := a.sharedPID, ""
+	if a.userns != nil {
+		userns = a.userns.path
+	}
 	a.mu.Unlock()
 	spec, sysctls, err := compose(c.request.Spec, composition{
 		root: c.root, readonly: c.request.ReadonlyRootfs, cgroup: "/" + filepath.Base(podCgroup) + "/" + c.id, terminal: c.request.Tty,
-		sharedPID: sharedPID, containerPID: a.pidNamespaceOf, binds: c.binds, shm: "/dev/shm", devices: a.cdev,
+		sharedPID: sharedPID, userns: userns, containerPID: a.pidNamespaceOf, binds: c.binds, shm: "/dev/shm", devices: a.cdev,
 	})
 	if err != nil {
 		return err
@@ -168,8 +171,16 @@ func (a *agent) mountRoot(ctx context.Context, c *container) error {
 		}
 	}
 	// The top directory is the upper's: it must look like the image's.
-	if err := copyRootMeta(lower, upper); err != nil {
+	if err := copyRootMeta(lower, upper, a.userns.shift()); err != nil {
 		return err
+	}
+	if a.userns != nil && c.request.ImageDisk != "" {
+		shifted := filepath.Join(c.bundle, "image")
+		if err := a.userns.mountShifted(lower, shifted); err != nil {
+			return err
+		}
+		c.undo = append(c.undo, func() error { return detach(shifted) })
+		lower = shifted
 	}
 	// Nobody reads the layer after this VM is gone, so syncing it is waste.
 	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + ",volatile"
@@ -180,12 +191,12 @@ func (a *agent) mountRoot(ctx context.Context, c *container) error {
 	return nil
 }
 
-func copyRootMeta(from, to string) error {
+func copyRootMeta(from, to string, shift int) error {
 	var st unix.Stat_t
 	if err := unix.Stat(from, &st); err != nil {
 		return err
 	}
-	if err := unix.Chown(to, int(st.Uid), int(st.Gid)); err != nil {
+	if err := unix.Chown(to, int(st.Uid)+shift, int(st.Gid)+shift); err != nil {
 		return err
 	}
 	if err := unix.Chmod(to, st.Mode&0o7777); err != nil {

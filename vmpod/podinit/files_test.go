@@ -41,7 +41,7 @@ func TestReplaceTree(t *testing.T) {
 	}
 	put := func(r io.Reader) {
 		t.Helper()
-		if err := replaceTree(dir, stage, r); err != nil {
+		if err := replaceTree(dir, stage, r, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -81,13 +81,13 @@ func TestReplaceTreeCutShort(t *testing.T) {
 	base := t.TempDir()
 	dir, stage := filepath.Join(base, "v"), filepath.Join(base, "stage")
 	os.Mkdir(dir, 0o755)
-	if err := replaceTree(dir, stage, treeTar(t, "..1", map[string]string{"a": "one"}, nil)); err != nil {
+	if err := replaceTree(dir, stage, treeTar(t, "..1", map[string]string{"a": "one"}, nil), 0); err != nil {
 		t.Fatal(err)
 	}
 	whole, _ := io.ReadAll(treeTar(t, "..2", map[string]string{"a": "two", "b": strings.Repeat("b", 5000)}, nil))
 	for n := 0; n < len(whole)-1024; n += 300 {
 		broken := io.MultiReader(bytes.NewReader(whole[:n]), brokenReader{})
-		if err := replaceTree(dir, stage, broken); err == nil {
+		if err := replaceTree(dir, stage, broken, 0); err == nil {
 			t.Fatalf("a tree cut at %d of %d was taken", n, len(whole))
 		}
 		if got, _ := os.Readlink(dir + "/..data"); got != "..1" || content(t, dir+"/a") != "one" {
@@ -123,7 +123,7 @@ func TestTreeStaysInside(t *testing.T) {
 				}
 			}
 			w.Close()
-			err := replaceTree(dir, filepath.Join(base, "stage"), &b)
+			err := replaceTree(dir, filepath.Join(base, "stage"), &b, 0)
 			t.Log(err)
 			if content(t, outside) != "safe" {
 				t.Error("it wrote outside")

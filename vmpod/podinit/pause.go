@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/openatoll/atoll/vmpod/agentapi"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,8 +32,19 @@ func pause() {
 	}
 }
 
-// startPause starts it and returns the path of its PID namespace.
-func (r *reaper) startPause() (string, error) {
+// startPause starts it, with a user namespace as well if ids says so, and
+// returns the directory of its namespaces.
+func (r *reaper) startPause(ids *agentapi.IDMap) (string, error) {
+	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if ids != nil {
+		maps, err := idMaps(ids)
+		if err != nil {
+			return "", err
+		}
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = maps, maps, true
+		attr.Credential = &syscall.Credential{}
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return "", err
@@ -41,10 +53,10 @@ func (r *reaper) startPause() (string, error) {
 	pid, _, err := r.spawn("/proc/self/exe", []string{pauseName}, &syscall.ProcAttr{
 		Dir:   "/",
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
-		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID},
+		Sys:   attr,
 	})
 	if err != nil {
 		return "", fmt.Errorf("start the pod's pause process: %w", err)
 	}
-	return "/proc/" + strconv.Itoa(pid) + "/ns/pid", nil
+	return "/proc/" + strconv.Itoa(pid) + "/ns/", nil
 }

@@ -30,8 +30,7 @@ func (a *agent) SetupSandbox(_ context.Context, r *agentapi.SetupSandboxRequest)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*deviceTimeout)
 	defer cancel()
-	sharedPID, err := a.setUp(ctx, r)
-	if err != nil {
+	if err := a.setUp(ctx, r); err != nil {
 		return nil, fmt.Errorf("set up the sandbox: %w", err)
 	}
 	interfaces := map[string]bool{}
@@ -39,47 +38,63 @@ func (a *agent) SetupSandbox(_ context.Context, r *agentapi.SetupSandboxRequest)
 		interfaces[i.Name] = true
 	}
 	a.mu.Lock()
-	a.ready, a.sharedPID, a.interfaces = true, sharedPID, interfaces
+	a.ready, a.interfaces = true, interfaces
 	a.mu.Unlock()
 	slog.SetDefault(slog.Default().With("pod_uid", r.PodUid))
 	slog.Info("sandbox ready", "hostname", r.Hostname, "interfaces", len(r.Interfaces), "ephemeral_disk", r.EphemeralDisk)
 	return &agentapi.SetupSandboxResponse{}, nil
 }
 
-func (a *agent) setUp(ctx context.Context, r *agentapi.SetupSandboxRequest) (sharedPID string, err error) {
+func (a *agent) setUp(ctx context.Context, r *agentapi.SetupSandboxRequest) error {
 	// Time and randomness before anything else: a clone has its template's.
 	if err := setClock(r.ClockNs); err != nil {
-		return "", err
+		return err
 	}
 	if err := mixEntropy(r.Entropy); err != nil {
-		return "", err
+		return err
 	}
 	if err := a.setNames(r); err != nil {
-		return "", err
+		return err
 	}
 	if err := setSysctls(r.Sysctls); err != nil {
-		return "", err
+		return err
 	}
 	if err := setInterfaces(ctx, r.Interfaces); err != nil {
-		return "", err
+		return err
 	}
 	if err := mountEphemeral(ctx, r.EphemeralDisk, a.places.disk); err != nil {
-		return "", err
+		return err
 	}
-	if !r.SharePid {
-		return "", nil
+	return a.startPause(r)
+}
+
+// startPause starts the process that keeps the pod's namespaces, if it has
+// any of its own beside the VM's.
+func (a *agent) startPause(r *agentapi.SetupSandboxRequest) error {
+	a.mu.Lock()
+	started := a.sharedPID != "" || a.userns != nil // by a call whose answer was lost
+	a.mu.Unlock()
+	if started || !r.SharePid && r.UserNamespace == nil {
+		return nil
+	}
+	if r.UserNamespace != nil {
+		if err := admitUserNamespace(); err != nil {
+			return err
+		}
+	}
+	dir, err := a.reaper.startPause(r.UserNamespace)
+	if err != nil {
+		return err
 	}
 	a.mu.Lock()
-	sharedPID = a.sharedPID
-	a.mu.Unlock()
-	if sharedPID != "" {
-		return sharedPID, nil
+	defer a.mu.Unlock()
+	if r.SharePid {
+		a.sharedPID = dir + "pid"
 	}
-	sharedPID, err = a.reaper.startPause()
-	a.mu.Lock()
-	a.sharedPID = sharedPID
-	a.mu.Unlock()
-	return sharedPID, err
+	if r.UserNamespace != nil {
+		a.userns = &userNamespace{path: dir + "user", first: int(r.UserNamespace.First)}
+	}
+	return nil
 }
 
 func setClock(ns int64) error {

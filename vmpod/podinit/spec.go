@@ -22,6 +22,7 @@ type composition struct {
 	cgroup    string // cgroupsPath
 	terminal  bool
 	sharedPID string // the pod's PID namespace, empty if containers have their own
+	userns    string // the pod's user namespace, empty if it has none
 	// containerPID returns the PID namespace of another container.
 	containerPID func(id string) (string, error)
 	binds        []bind // volumes and files of ours
@@ -120,6 +121,9 @@ const targetPrefix = "container:"
 
 func (c composition) namespaces(in []specs.LinuxNamespace) ([]specs.LinuxNamespace, error) {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if c.userns != "" {
+		out = append(out, specs.LinuxNamespace{Type: specs.UserNamespace, Path: c.userns})
+	}
 	pid := specs.LinuxNamespace{Type: specs.PIDNamespace, Path: c.sharedPID}
 	for _, ns := range in {
 		switch {
@@ -167,6 +171,9 @@ func (c composition) mounts(in []specs.Mount) ([]specs.Mount, error) {
 		if d == "/dev/shm" && c.shm != "" {
 			m = specs.Mount{Destination: d, Type: "bind", Source: c.shm, Options: []string{"rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"}}
 		}
+		if c.userns != "" && (m.Type == "sysfs" || m.Type == "mqueue") {
+			m = ofVM(m)
+		}
 		taken[d] = true
 		out = append(out, m)
 	}
@@ -182,6 +189,13 @@ func (c composition) mounts(in []specs.Mount) ([]specs.Mount, error) {
 		return strings.Count(path.Clean(out[i].Destination), "/") < strings.Count(path.Clean(out[j].Destination), "/")
 	})
 	return out, nil
+}
+
+// ofVM binds the VM's instance of a file system that only the owner of its
+// network or IPC namespace may mount.
+func ofVM(m specs.Mount) specs.Mount {
+	source := map[string]string{"sysfs": "/sys", "mqueue": "/dev/mqueue"}[m.Type]
+	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: append([]string{"rbind", "rprivate"}, m.Options...)}
 }
 
 func (b bind) mount() specs.Mount {

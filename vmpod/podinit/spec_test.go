@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/vmpod/agentapi"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -155,6 +156,36 @@ func TestCgroupValues(t *testing.T) {
 	for shares, weight := range map[uint64]uint64{0: 1, 2: 1, 1024: 39, 262144: 10000, 1 << 40: 10000} {
 		if got := weightOfShares(shares); got != weight {
 			t.Errorf("shares %d: weight %d, want %d", shares, got, weight)
+		}
+	}
+}
+
+func TestComposeUserNamespace(t *testing.T) {
+	in := ociSpec("sh")
+	in.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc"}, {Destination: "/sys", Type: "sysfs", Options: []string{"ro"}}}
+	for _, path := range []string{"", "/proc/5/ns/user"} {
+		c := testComposition()
+		c.userns = path
+		s, _, err := compose(mustJSON(t, in), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		joined := slices.Contains(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: path})
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/sys" })
+		bound := s.Mounts[i].Type == "bind" && s.Mounts[i].Source == "/sys" && slices.Contains(s.Mounts[i].Options, "ro")
+		if joined != (path != "") || bound != (path != "") {
+			t.Errorf("%q: namespaces %v, /sys is %v", path, s.Linux.Namespaces, s.Mounts[i])
+		}
+	}
+}
+
+func TestIDMaps(t *testing.T) {
+	if m, err := idMaps(&agentapi.IDMap{First: 1000, Length: 100000}); err != nil || m[0].HostID != 1000 || m[0].Size != 100000 {
+		t.Errorf("%v, %v", m, err)
+	}
+	for _, bad := range []*agentapi.IDMap{{First: 1000}, {First: 1<<32 - 2, Length: 10}} {
+		if _, err := idMaps(bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v: %v", bad, err)
 		}
 	}
 }

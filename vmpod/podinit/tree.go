@@ -36,7 +36,7 @@ func (a *agent) serveTree(h *agentapi.StreamHeader, s *agentapi.Stream) error {
 	l := a.lockOf("v/" + v.id)
 	l.Lock()
 	defer l.Unlock()
-	err := replaceTree(v.root, filepath.Join(a.places.volumes, ".new-"+v.id), s)
+	err := replaceTree(v.root, filepath.Join(a.places.volumes, ".new-"+v.id), s, a.userns.shift())
 	if errdefs.IsUnavailable(err) {
 		return err // the host is gone and reads no answer
 	}
@@ -48,9 +48,11 @@ func (a *agent) serveTree(h *agentapi.StreamHeader, s *agentapi.Stream) error {
 // change, in an order that never shows half of an update to who reads through
 // the `..data` link: new directories, then the link, then the rest.
 //
+// Owners are shifted into the pod's user namespace.
+//
 // The inodes of dir, of its directories and of its plain files stay, because
 // containers have them mounted: a plain file is rewritten in place.
-func replaceTree(dir, stage string, r io.Reader) error {
+func replaceTree(dir, stage string, r io.Reader, shift int) error {
 	if err := os.RemoveAll(stage); err != nil {
 		return err
 	}
@@ -63,7 +65,7 @@ func replaceTree(dir, stage string, r io.Reader) error {
 		return err
 	}
 	defer from.Close()
-	if err := unpack(from, r); err != nil {
+	if err := unpack(from, r, shift); err != nil {
 		return err
 	}
 	to, err := os.OpenRoot(dir)
@@ -74,8 +76,8 @@ func replaceTree(dir, stage string, r io.Reader) error {
 	return merge(from, to, ".")
 }
 
-// unpack writes a tar below root. The stream must end behind the archive.
-func unpack(root *os.Root, r io.Reader) error {
+// unpack writes a tar below root, with ids that are shift higher. The stream must end behind the archive.
+func unpack(root *os.Root, r io.Reader, shift int) error {
 	tr := tar.NewReader(r)
 	type dirMode struct {
 		name string
@@ -90,6 +92,7 @@ func unpack(root *os.Root, r io.Reader) error {
 		if err != nil {
 			return tarError(err)
 		}
+		h.Uid, h.Gid = h.Uid+shift, h.Gid+shift
 		name := path.Clean("/" + h.Name)[1:]
 		if name == "" {
 			name = "."

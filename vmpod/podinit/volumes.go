@@ -41,7 +41,7 @@ func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*a
 	if r.Kind == agentapi.AddVolumeRequest_EMPTY_DIR {
 		v.root = filepath.Join(a.places.disk, "v", r.Id)
 	}
-	if err := v.create(r); err != nil {
+	if err := v.create(r, a.userns.shift()); err != nil {
 		_ = v.destroy()
 		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
 	}
@@ -58,7 +58,7 @@ func (a *agent) volume(id string) (*volume, bool) {
 	return v, ok
 }
 
-func (v *volume) create(r *agentapi.AddVolumeRequest) error {
+func (v *volume) create(r *agentapi.AddVolumeRequest, shift int) error {
 	if err := os.MkdirAll(v.root, 0o755); err != nil {
 		return err
 	}
@@ -74,10 +74,12 @@ func (v *volume) create(r *agentapi.AddVolumeRequest) error {
 	if r.Kind == agentapi.AddVolumeRequest_TREE {
 		return nil // the tar says how its root is to be
 	}
-	mode := uint32(0o777)
+	mode, group := uint32(0o777), 0
 	if r.HasFsGroup {
-		mode = 0o2777
-		if err := os.Chown(v.root, -1, int(r.FsGroup)); err != nil {
+		mode, group = 0o2777, int(r.FsGroup)
+	}
+	if r.HasFsGroup || shift > 0 {
+		if err := os.Chown(v.root, shift, shift+group); err != nil {
 			return err
 		}
 	}
