@@ -33,7 +33,8 @@ func (r *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 		return nil, err
 	}
 	r.log.Info("image is pulled", "image", ref, "id", img.ID, "took", time.Since(start))
-	return &runtimeapi.PullImageResponse{ImageRef: imageRef(img)}, nil
+	// The same as Image.id, whichever registry it came from (cri-api, v1.36).
+	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }
 
 func authOf(a *runtimeapi.AuthConfig) (*storage.Auth, error) {

@@ -13,18 +13,18 @@ import (
 func TestRecursiveReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct {
-		mount runtimeapi.Mount
+		mount *runtimeapi.Mount
 		ok    bool
 	}{
-		"both":                {runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true}, true},
-		"read-only alone":     {runtimeapi.Mount{Readonly: true}, true},
-		"not read-only":       {runtimeapi.Mount{RecursiveReadOnly: true}, false},
-		"from the host":       {runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}, false},
-		"in both directions":  {runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}, false},
-		"propagation, not ro": {runtimeapi.Mount{Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}, true},
+		"both":                {&runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true}, true},
+		"read-only alone":     {&runtimeapi.Mount{Readonly: true}, true},
+		"not read-only":       {&runtimeapi.Mount{RecursiveReadOnly: true}, false},
+		"from the host":       {&runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}, false},
+		"in both directions":  {&runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}, false},
+		"propagation, not ro": {&runtimeapi.Mount{Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}, true},
 	} {
 		c.mount.HostPath, c.mount.ContainerPath = dir, "/mnt"
-		_, err := planMounts("", "uid", false, []*runtimeapi.Mount{&c.mount})
+		_, err := planMounts("", "uid", false, []*runtimeapi.Mount{c.mount})
 		if c.ok && err != nil || !c.ok && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}
