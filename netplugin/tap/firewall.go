@@ -21,8 +21,8 @@ import (
 //   - host_ports forwards ports of the node;
 //   - postrouting gives pods' traffic that leaves the cluster the address of
 //     the interface it leaves by, and traffic to a pod that would be answered
-//     past us (a pod that reaches itself through a Service, or what kube-proxy
-//     marked) the node's.
+//     past us (a pod that reaches itself through a Service, what kube-proxy
+//     marked, or what the host sent to a port of its loopback) the node's.
 //
 // Names are sorted into sets, so packets meet a constant number of rules
 // however many pods there are.
@@ -150,7 +150,7 @@ func (f *firewall) declare(tx *knftables.Transaction) {
 		}
 	}
 	chain("from_pod",
-		// The kernel does so too, unless somebody has set route_localnet.
+		// The kernel does so too, unless route_localnet is set.
 		"ip daddr 127.0.0.0/8 counter drop",
 		"iifname . ip saddr . ether saddr @"+podsSet+" return",
 		"counter drop")
@@ -162,13 +162,13 @@ func (f *firewall) declare(tx *knftables.Transaction) {
 		"dnat ip to meta l4proto . th dport map @"+portsMap)
 	base("prerouting", knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority,
 		"fib daddr type local meta l4proto { tcp, udp, sctp } jump host_ports")
-	// A packet from 127.0.0.1 cannot leave by another interface than lo.
 	base("output", knftables.NATType, knftables.OutputHook, "-100",
-		"ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto { tcp, udp, sctp } jump host_ports")
+		"fib daddr type local meta l4proto { tcp, udp, sctp } jump host_ports")
 	// One before kube-proxy's: the first to choose a source decides.
 	mark := fmt.Sprintf("%#x", MasqueradeMark)
 	base("postrouting", knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority+"-1",
 		"ip saddr . ip daddr @"+hairpinSet+" snat ip to "+f.nodeIP.String(),
+		"oifname @"+tapsSet+" ip saddr 127.0.0.0/8 snat ip to "+f.nodeIP.String(),
 		"oifname @"+tapsSet+" meta mark & "+mark+" == "+mark+" snat ip to "+f.nodeIP.String(),
 		"ip saddr @"+addressesSet+" ip daddr != @"+internalSet+" oifname != @"+tapsSet+" masquerade fully-random")
 }

@@ -59,7 +59,7 @@ func (n *Network) setUp(link netlink.Link, r record) error {
 		}
 	}
 	// Before the link is up, or it would already have an IPv6 address.
-	if err := setLinkSysctls(r.tap()); err != nil {
+	if err := setLinkSysctls(r.tap(), len(r.HostPorts) > 0); err != nil {
 		return err
 	}
 	if err := n.nl.LinkSetUp(link); err != nil {
@@ -247,7 +247,14 @@ func isLinkNotFound(err error) bool {
 
 // setLinkSysctls makes the tap's kernel settings those of a link to something
 // untrusted.
-func setLinkSysctls(name string) error {
+func setLinkSysctls(name string, hostPorts bool) error {
+	// Ports of the node are forwarded for the host's own 127.0.0.1, too. That
+	// nothing of such a pod gets there is up to the packet filter alone; for
+	// all others it is up to the kernel as well.
+	localnet := "0"
+	if hostPorts {
+		localnet = "1"
+	}
 	for key, value := range map[string]string{
 		// Strict: a packet is dropped unless its source is routed back over
 		// the same tap. Ours always is, so this holds whatever the host's
@@ -255,6 +262,7 @@ func setLinkSysctls(name string) error {
 		"ipv4/conf/" + name + "/rp_filter":        "1",
 		"ipv4/conf/" + name + "/accept_redirects": "0",
 		"ipv4/conf/" + name + "/send_redirects":   "0",
+		"ipv4/conf/" + name + "/route_localnet":   localnet,
 		// Pods have no IPv6 yet, and the host must not take router
 		// advertisements from a guest.
 		"ipv6/conf/" + name + "/disable_ipv6": "1",

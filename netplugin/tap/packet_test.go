@@ -142,6 +142,18 @@ func TestHostPorts(t *testing.T) {
 		}
 		wantReply(t, conn, "node"+port.node)
 	}
+	local, err := net.Dial("udp", "127.0.0.1:5300")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	if _, err := local.Write([]byte("echo loopback")); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.wants("loopback"); p.dstPort != 53 || p.src != nodeIP {
+		t.Errorf("%+v", p)
+	}
+	wantReply(t, local, "loopback")
 	a.sendUDP(nodeIP, 1000, 5300, "echo from a")
 	if p := b.wants("from a"); p.src != a.ip || p.dstPort != 53 {
 		t.Errorf("b sees %+v", p)
