@@ -84,8 +84,8 @@ type HypervisorConfiguration struct {
 	// Guest is the directory with kernel and initramfs as `make guest` lays
 	// it out. Required.
 	Guest string `json:"guest,omitempty"`
-	// User runs QEMU, with its own gid: a name or a number; default
-	// "atoll-qemu" if that user exists, else 400417, which owns nothing else.
+	// User runs every QEMU, with its own gid: a name or a number. By default
+	// each VM has a user of its own, of 400417 to 465952, which own nothing.
 	User string `json:"user,omitempty"`
 	// EphemeralDefault is the size of a pod's writable disk when the pod sets
 	// no ephemeral-storage limit, as a quantity; default "10Gi".

@@ -24,14 +24,14 @@ func TestMain(m *testing.M) {
 
 func TestVMUser(t *testing.T) {
 	for name, want := range map[string]uint32{"root": 0, "1234": 1234} {
-		if uid, gid, err := vmUser(name); uid != want || gid != want || err != nil {
-			t.Errorf("vmUser(%q) = %d, %d, %v", name, uid, gid, err)
+		if uid, gid, n, err := vmUser(name); uid != want || gid != want || n != 1 || err != nil {
+			t.Errorf("vmUser(%q) = %d, %d, %d, %v", name, uid, gid, n, err)
 		}
 	}
-	if uid, _, err := vmUser(""); uid == 0 || err != nil {
-		t.Errorf("the default is %d, %v; want one that is not root", uid, err)
+	if uid, _, n, err := vmUser(""); uid < 65536 || n < 1000 || uid+n > 524288 || err != nil {
+		t.Errorf("the default is %d users from %d, %v; want many that nobody else has", n, uid, err)
 	}
-	if _, _, err := vmUser("no-such-user"); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "no-such-user") {
+	if _, _, _, err := vmUser("no-such-user"); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "no-such-user") {
 		t.Errorf("an unknown user: %v", err)
 	}
 }

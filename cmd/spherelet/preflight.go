@@ -53,7 +53,7 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 		}
 		report(tool[1], path, err)
 	}
-	_, _, err = vmUser(cfg.Hypervisor.User)
+	_, _, _, err = vmUser(cfg.Hypervisor.User)
 	report("user of QEMU", cfg.Hypervisor.User, err)
 	kvm, err := probeKVM(ctx, p.VMs)
 	if err != nil {

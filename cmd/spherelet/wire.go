@@ -99,12 +99,12 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	uid, gid, err := vmUser(h.cfg.Hypervisor.User)
+	uid, gid, uids, err := vmUser(h.cfg.Hypervisor.User)
 	if err != nil {
 		return err
 	}
 	driverConfig := driverConfig(h.cfg, h.paths, guest)
-	driverConfig.UID, driverConfig.GID = uid, gid
+	driverConfig.UID, driverConfig.GID, driverConfig.UIDs = uid, gid, uids
 	if h.driver, err = qemu.New(driverConfig); err != nil {
 		return err
 	}
@@ -114,7 +114,6 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tapConfig.UID, tapConfig.GID = int(uid), int(gid)
 	taps, err := tap.New(tapConfig)
 	if err != nil {
 		return err
@@ -210,31 +209,29 @@ func (h *host) info() map[string]string {
 	}
 }
 
-// fallbackUID runs QEMU where there is no user for it. Debian and systemd
-// give out nothing between 65536 and 524287 (systemd's UIDS-GIDS.md).
-const fallbackUID = 400417
+// Users of pod VMs, one each. Debian and systemd give out nothing between
+// 65536 and 524287 (systemd's UIDS-GIDS.md).
+const (
+	firstUID = 400417
+	uidCount = 65536
+)
 
-// vmUser is whom QEMU runs as: a user's name, a number, or by default the
-// user that a package makes, if it is there.
-func vmUser(name string) (uid, gid uint32, err error) {
-	byDefault := name == ""
-	if byDefault {
-		name = config.DefaultUser
+// vmUser is whom QEMU runs as: the one user that is named, by name or number,
+// or by default count users from uid on, one a VM.
+func vmUser(name string) (uid, gid, count uint32, err error) {
+	if name == "" {
+		return firstUID, firstUID, uidCount, nil
 	}
 	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
-		return uint32(n), uint32(n), nil
+		return uint32(n), uint32(n), 1, nil
 	}
 	u, err := user.Lookup(name)
-	var unknown user.UnknownUserError
-	if errors.As(err, &unknown) && byDefault {
-		return fallbackUID, fallbackUID, nil
-	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("hypervisor.user is %q: %v: make the user (useradd --system), or leave the key out: %w", name, err, errdefs.ErrInvalidArgument)
+		return 0, 0, 0, fmt.Errorf("hypervisor.user is %q: %v: make the user (useradd --system), or leave the key out: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	id, err := strconv.ParseUint(u.Uid, 10, 32)
 	group, gerr := strconv.ParseUint(u.Gid, 10, 32)
-	return uint32(id), uint32(group), errors.Join(err, gerr)
+	return uint32(id), uint32(group), 1, errors.Join(err, gerr)
 }
 
 // lock keeps a second spherelet from the same run directory.

@@ -32,7 +32,6 @@ const (
 	DefaultClusterDomain    = "cluster.local"
 	DefaultEphemeral        = "10Gi"
 	DefaultDownloads        = 3
-	DefaultUser             = "atoll-qemu"
 	AcceleratorAuto         = "auto"
 	AcceleratorKVM          = "kvm"
 	AcceleratorTCG          = "tcg"

@@ -22,6 +22,7 @@ func bareDriver(t *testing.T) *Driver {
 		cfg:      Config{StateDir: t.TempDir(), RunDir: t.TempDir(), Deadline: 100 * time.Millisecond, ConsoleLimit: 1 << 10},
 		log:      slog.New(slog.NewTextHandler(logWriter{t}, nil)),
 		machines: map[vmpod.ID]*Machine{}, turns: map[vmpod.ID]*turn{},
+		users: newUserTable(0, 0), nowhere: newNowhere(),
 	}
 	d.life, d.detach = context.WithCancel(context.Background())
 	var err error

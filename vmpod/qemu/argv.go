@@ -139,7 +139,7 @@ const sandboxArgs = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resource
 // argv returns QEMU's arguments, the program's name not included.
 func (c command) argv(r resources) ([]string, error) {
 	a := []string{
-		"-name", "atoll-" + c.spec.ID.String(),
+		"-name", vmName(c.spec.ID),
 		"-uuid", c.spec.ID.UUID().String(),
 		"-no-user-config", "-nodefaults", "-display", "none",
 		// No machine part that a pod has no use for: see the decision record.
@@ -187,6 +187,9 @@ func (c command) argv(r resources) ([]string, error) {
 	}
 	return append(append(a, r.extra()...), rendered...), nil
 }
+
+// vmName is what people find the process by.
+func vmName(id vmpod.ID) string { return "atoll-" + id.String() }
 
 // memoryMiB is the RAM in MiB, rounded up.
 func memoryMiB(s vmpod.Spec) int64 { return (s.Memory + 1<<20 - 1) >> 20 }

@@ -55,6 +55,9 @@ type Config struct {
 	// UID and GID are whom QEMU runs as; 0 means as the driver. Nothing needs
 	// to belong to them: QEMU gets descriptors.
 	UID, GID uint32
+	// UIDs is the number of users from UID on of which each VM gets one of its
+	// own, with the group of the same number; 0 or 1: all run as UID and GID.
+	UIDs uint32
 	// Cgroup is the group below which VMs are accounted, relative to the root
 	// of the host's hierarchies; default "atoll".
 	Cgroup string

@@ -22,14 +22,15 @@ import (
 // A Driver runs pod VMs as QEMU processes. It implements vmpod.Driver; its
 // machines are also vmpod.Plugger and vmpod.Meter.
 type Driver struct {
-	cfg    Config
-	log    *slog.Logger
-	qemu   binaryFacts
-	accel  Accelerator
-	kvm    KVMStatus
-	tscKHz int
-	trees  []hierarchy
-	lock   *os.File
+	cfg     Config
+	log     *slog.Logger
+	qemu    binaryFacts
+	accel   Accelerator
+	kvm     KVMStatus
+	tscKHz  int
+	trees   []hierarchy
+	lock    *os.File
+	nowhere *nowhere
 
 	// life ends with Close; it bounds what runs behind the machines.
 	life   context.Context
@@ -38,6 +39,7 @@ type Driver struct {
 	mu       sync.Mutex
 	machines map[vmpod.ID]*Machine
 	turns    map[vmpod.ID]*turn
+	users    *userTable
 }
 
 var (
@@ -66,7 +68,11 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{cfg: cfg, log: cfg.Logger, lock: lock, machines: map[vmpod.ID]*Machine{}, turns: map[vmpod.ID]*turn{}}
+	d := &Driver{cfg: cfg, log: cfg.Logger, lock: lock, machines: map[vmpod.ID]*Machine{}, turns: map[vmpod.ID]*turn{},
+		users: newUserTable(cfg.UID, cfg.UIDs), nowhere: newNowhere()}
+	if d.nowhere.err != nil {
+		d.log.Warn("QEMU runs in the host's network namespace", "reason", d.nowhere.err)
+	}
 	d.life, d.detach = context.WithCancel(context.Background())
 	if err := d.prepare(); err != nil {
 		d.Close()
@@ -150,6 +156,7 @@ func (d *Driver) Close() error {
 		m.background.Wait()
 		m.closeAgent() // or the next driver's would wait behind it
 	}
+	d.nowhere.close()
 	return d.lock.Close()
 }
 

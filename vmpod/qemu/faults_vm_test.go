@@ -197,6 +197,50 @@ func TestPrivileges(t *testing.T) {
 	}
 }
 
+// TestVMsAreStrangers holds that no QEMU can reach another, nor the network.
+func TestVMsAreStrangers(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.UIDs = 1000
+	d := newDriver(t, cfg)
+	defer func() { d.Close() }()
+	uids := map[uint32]bool{}
+	here, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"stranger-1", "stranger-2"} {
+		launched, err := d.Launch(t.Context(), smallSpec(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if m, err := d.Open(context.Background(), launched.Spec().ID); err == nil {
+				_ = m.Remove(context.Background())
+			}
+		}()
+		m := launched.(*Machine)
+		dir := fmt.Sprintf("/proc/%d", m.proc.PID)
+		b, err := os.ReadFile(dir + "/status")
+		if err != nil || !strings.Contains(string(b), fmt.Sprintf("Uid:\t%d\t%[1]d\t%[1]d\t%[1]d\nGid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", m.proc.UID)) {
+			t.Errorf("%v\n%s", err, b)
+		}
+		if uids[m.proc.UID] || m.proc.UID < testUser || m.proc.UID >= testUser+1000 {
+			t.Errorf("user %d, others have %v", m.proc.UID, uids)
+		}
+		uids[m.proc.UID] = true
+		if net, err := os.Readlink(dir + "/ns/net"); err != nil || net == here && d.nowhere.err == nil {
+			t.Errorf("QEMU is in our network namespace %s, %v", net, err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = newDriver(t, cfg)
+	if _, err := d.List(t.Context()); err != nil || len(d.users.byVM) != 2 {
+		t.Errorf("after a restart the driver knows the users of %d VMs, %v", len(d.users.byVM), err)
+	}
+}
+
 // TestUnfinishedLaunch: a driver died between starting QEMU and writing down
 // its pid, or before it started the CPUs.
 func TestUnfinishedLaunch(t *testing.T) {

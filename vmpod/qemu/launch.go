@@ -78,7 +78,11 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 		return nil, err
 	}
 	defer stderr.Close()
-	proc, kid, err := startQEMU(d.cfg, args, files.files, d.groups(), stderr)
+	cfg, err := d.withUser(spec.ID)
+	if err != nil {
+		return nil, err
+	}
+	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +105,18 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 
 func (d *Driver) command(spec vmpod.Spec) command {
 	return command{spec: spec, guest: d.cfg.Guest, accel: d.accel, tscKHz: d.tscKHz, sandbox: d.qemu.sandbox, paused: true}
+}
+
+// withUser is the driver's Config with the user that the VM is to run as.
+func (d *Driver) withUser(id vmpod.ID) (Config, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cfg := d.cfg
+	uid, err := d.users.claim(id)
+	if cfg.UIDs > 1 {
+		cfg.UID, cfg.GID = uid, uid
+	}
+	return cfg, err
 }
 
 // groups are QEMU's supplementary groups: the one that may open /dev/kvm.
@@ -139,6 +155,9 @@ func (d *Driver) undo(spec vmpod.Spec, dir vmDir) error {
 		dirs = append(dirs, filepath.Join(h.root, d.cgroupPath(spec)))
 	}
 	err := removeCgroups(dirs, d.cfg.Cgroup)
+	d.mu.Lock()
+	d.users.release(spec.ID)
+	d.mu.Unlock()
 	for _, path := range d.socketPaths(spec.ID) {
 		os.Remove(path)
 	}
@@ -165,6 +184,9 @@ func (d *Driver) adopt(id vmpod.ID, dir vmDir) (*Machine, error) {
 		}
 		return nil, fmt.Errorf("pod VM %s was never launched: %w", id, errdefs.ErrNotFound)
 	}
+	d.mu.Lock()
+	d.users.hold(id, proc.UID)
+	d.mu.Unlock()
 	m := newMachine(d, spec, dir, proc)
 	if err := m.load(); err != nil {
 		return nil, err
@@ -178,23 +200,6 @@ func (d *Driver) adopt(id vmpod.ID, dir vmDir) (*Machine, error) {
 		m.supervise(true)
 	}
 	return m, nil
-}
-
-// quitUnrecorded ends a QEMU whose pid was not yet written down when its
-// driver died: nobody else listens on its monitor.
-func (d *Driver) quitUnrecorded(id vmpod.ID) {
-	ctx, cancel := context.WithTimeout(d.life, d.cfg.Deadline)
-	defer cancel()
-	q, err := dialQMP(ctx, d.socketPaths(id)[qmpSocket], nil)
-	if err != nil {
-		return
-	}
-	_ = q.run(ctx, "quit", nil, nil) // a QEMU that quits may not answer
-	select {
-	case <-q.done:
-	case <-ctx.Done():
-	}
-	q.close()
 }
 
 // equalSpecs compares two Specs; an empty list equals none.

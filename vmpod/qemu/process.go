@@ -24,6 +24,8 @@ type process struct {
 	StartedAt time.Time `json:"startedAt"`
 	// Accelerator is what it was started with.
 	Accelerator Accelerator `json:"accelerator"`
+	// UID is whom it runs as.
+	UID uint32 `json:"uid"`
 	// Cgroups are the directories made for it, "" if there are none.
 	Cgroups []string `json:"cgroups,omitempty"`
 }
@@ -119,9 +121,9 @@ type child struct {
 	status syscall.WaitStatus // after ended
 }
 
-// startQEMU runs QEMU in a session of its own, without our standard streams
-// and with no descriptor but files (the first becomes 3).
-func startQEMU(cfg Config, args []string, files []*os.File, groups []uint32, stderr *os.File) (process, *child, error) {
+// startQEMU runs QEMU in a session of its own, in from's network namespace,
+// without our standard streams and with no descriptor but files (the first becomes 3).
+func startQEMU(cfg Config, from *nowhere, args []string, files []*os.File, groups []uint32, stderr *os.File) (process, *child, error) {
 	cmd := exec.Command(cfg.Binary, args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C"}
 	cmd.Dir = "/"
@@ -135,10 +137,10 @@ func startQEMU(cfg Config, args []string, files []*os.File, groups []uint32, std
 	if err != nil {
 		return process{}, nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := from.do(cmd.Start); err != nil {
 		return process{}, nil, fmt.Errorf("start %s: %w", cfg.Binary, err)
 	}
-	p := process{PID: cmd.Process.Pid, BootID: boot, StartedAt: time.Now()}
+	p := process{PID: cmd.Process.Pid, BootID: boot, StartedAt: time.Now(), UID: cfg.UID}
 	c := &child{ended: make(chan struct{})}
 	// Not yet reaped, so the pid is still its own even if it has ended.
 	p.Start, _, err = procStat(p.PID)
