@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e bench lint guest guest-kernel \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest bench lint guest guest-kernel \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/crictl
 
@@ -86,6 +86,10 @@ lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 
 bench: build ## measure; prints a table, writes build/bench.json
 	@$(GO) run ./cmd/bench -out build/bench.json
+
+critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)
+	@DEPS=critest deploy/deps.sh
+	@$(GO) run ./e2e/critest -table docs/critest.md $(if $(FOCUS),-focus '$(FOCUS)')
 
 # golangci-lint is not packaged by Debian. Its own module pins its version.
 bin/golangci-lint: tools/go.mod tools/go.sum

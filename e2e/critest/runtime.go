@@ -161,7 +161,9 @@ func runSuite(ctx context.Context, o options, r *runtime) (string, error) {
 	defer said.Close()
 	cmd := exec.CommandContext(ctx, filepath.Join(build, "ginkgo"), args...)
 	cmd.Dir = r.dir
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	// Ginkgo leaves it to the terminal to tell the suite's processes.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = time.Minute
 	cmd.Stdout, cmd.Stderr = said, said
 	fmt.Printf("critest: %s; it writes %s\n", strings.Join(args[len(args)-3:], " "), said.Name())
