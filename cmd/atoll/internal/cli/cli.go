@@ -68,7 +68,7 @@ func findAdminPrograms() {
 			path += string(filepath.ListSeparator) + dir
 		}
 	}
-	os.Setenv("PATH", path)
+	_ = os.Setenv("PATH", path) // a valid name and value: it cannot fail
 }
 
 func printError(w io.Writer, err error, interrupted bool) {
