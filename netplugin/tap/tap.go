@@ -262,6 +262,11 @@ func (n *Network) plan(req netplugin.Request) (record, error) {
 			}
 		}
 	}
+	for _, p := range req.HostPorts {
+		if err := portIsFree(p); err != nil {
+			return record{}, fmt.Errorf("attach %s: %w", req.Key, err)
+		}
+	}
 	addr, err := ipam.Next(n.podCIDR, n.last, func(a netip.Addr) bool { return used[a] })
 	if err != nil {
 		return record{}, fmt.Errorf("attach %s: %w", req.Key, err)

@@ -3,6 +3,7 @@ package tap
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -341,4 +342,36 @@ func TestDisjoint(t *testing.T) {
 	if !slices.Equal(got, []string{"10.0.0.0/8", "198.18.0.0/15"}) {
 		t.Errorf("got %q", got)
 	}
+}
+
+// A port that the node listens on, on whatever address, is not a pod's to take.
+func TestHostPortsOfTheNode(t *testing.T) {
+	n := configured(t, setup(t))
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp4", netip.AddrPortFrom(nodeIP, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	tcpPort, udpPort := tcp.Addr().(*net.TCPAddr).Port, udp.LocalAddr().(*net.UDPAddr).Port
+	for _, p := range []netplugin.HostPort{
+		{Protocol: "tcp", HostPort: uint16(tcpPort), ContainerPort: 80},
+		{Protocol: "udp", HostPort: uint16(udpPort), ContainerPort: 80},
+		{Protocol: "udp", HostPort: uint16(udpPort), ContainerPort: 80, HostIP: nodeIP},
+	} {
+		if _, err := n.Attach(t.Context(), netplugin.Request{Key: "thief", HostPorts: []netplugin.HostPort{p}}); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	if list, err := n.List(t.Context()); len(list) != 0 || err != nil {
+		t.Errorf("left %v, %v", list, err)
+	}
+	mustAttach(t, n, netplugin.Request{Key: "honest", HostPorts: []netplugin.HostPort{
+		{Protocol: "tcp", HostPort: uint16(tcpPort), ContainerPort: 80, HostIP: nodeIP}, // listens on another address alone
+		{Protocol: "udp", HostPort: 5301, ContainerPort: 80},
+	}})
 }
