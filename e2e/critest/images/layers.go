@@ -102,7 +102,7 @@ func (w *workshop) buildBusybox(ctx context.Context) error {
 			return err
 		}
 	}
-	return w.writeAll("busybox", map[string]string{"etc/passwd": passwd, "etc/group": group, "etc/hostname": "localhost\n",
+	return w.writeAll("busybox", map[string]string{"etc/passwd": users, "etc/group": groups, "etc/hostname": "localhost\n",
 		"etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"})
 }
 
@@ -155,7 +155,7 @@ func (w *workshop) buildNginx(ctx context.Context) error {
 		return err
 	}
 	return w.writeAll("nginx", map[string]string{
-		"etc/passwd": passwd + "nginx:x:101:101:nginx user:/nonexistent:/bin/false\n", "etc/group": group + "nginx:x:101:\n",
+		"etc/passwd": users + "nginx:x:101:101:nginx user:/nonexistent:/bin/false\n", "etc/group": groups + "nginx:x:101:\n",
 		"etc/nginx/nginx.conf": nginxConf, "etc/nginx/mime.types": "types { text/html html htm; text/plain txt; }\n",
 		"etc/nginx/conf.d/default.conf": nginxSite(80), "usr/share/nginx/html/index.html": nginxPage,
 	})
@@ -182,7 +182,7 @@ func (w *workshop) buildDebian(ctx context.Context) error {
 	if err := os.Symlink("dash", filepath.Join(d, "bin/sh")); err != nil && !os.IsExist(err) {
 		return err
 	}
-	return w.writeAll("debian", map[string]string{"etc/passwd": passwd, "etc/group": group})
+	return w.writeAll("debian", map[string]string{"etc/passwd": users, "etc/group": groups})
 }
 
 func (w *workshop) buildHTTPD(ctx context.Context) error {
@@ -248,8 +248,8 @@ func (w *workshop) buildGroup() error {
 		return err
 	}
 	return w.writeAll("predefined-group", map[string]string{
-		"etc/passwd": passwd + "default-user:x:1000:1000:Linux User,,,:/home/default-user:/bin/sh\n",
-		"etc/group":  group + "default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n",
+		"etc/passwd": users + "default-user:x:1000:1000:Linux User,,,:/home/default-user:/bin/sh\n",
+		"etc/group":  groups + "default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n",
 	})
 }
 

@@ -2,8 +2,8 @@ package images
 
 import "fmt"
 
-// passwd and group are those of upstream's busybox image.
-const passwd = `root:x:0:0:root:/root:/bin/sh
+// users and groups are those of upstream's busybox image.
+const users = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 bin:x:2:2:bin:/bin:/bin/false
 sys:x:3:3:sys:/dev:/bin/false
@@ -14,7 +14,7 @@ operator:x:37:37:Operator:/var:/bin/false
 nobody:x:65534:65534:nobody:/home:/bin/false
 `
 
-const group = `root:x:0:
+const groups = `root:x:0:
 daemon:x:1:
 bin:x:2:
 sys:x:3:
