@@ -132,3 +132,15 @@ func TestCleanupOfNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestParseCIDRs(t *testing.T) {
+	if got, err := parseCIDRs(""); got != nil || err != nil {
+		t.Errorf("none: %v, %v", got, err)
+	}
+	if got, err := parseCIDRs("198.19.3.0/24"); err != nil || !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("198.19.3.0/24")}) {
+		t.Errorf("one: %v, %v", got, err)
+	}
+	if _, err := parseCIDRs("198.19.3.0"); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "--pod-cidr") {
+		t.Errorf("no range: %v", err)
+	}
+}

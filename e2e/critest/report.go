@@ -145,7 +145,7 @@ func (r *result) writeTable(file string) error {
 			fmt.Fprintf(&b, "| %s | %s |\n", cell(s.Name), cell(s.Reason))
 		}
 	}
-	section("Excluded", "What presumes that host and pod share one kernel. The list is `e2e/critest/exclusions.go`.", r.Excluded, "Reason")
+	section("Excluded", "What presumes that host and pod share one kernel or its file systems. The list is `e2e/critest/exclusions.go`.", r.Excluded, "Reason")
 	section("Failed", "What does not work yet.", r.Failed, "What the suite says")
 	section("Skipped", "What the suite itself skips, as it finds no support for it on this machine.", r.Skipped, "What the suite says")
 	b.WriteString("\n## Passed\n\n| Spec | s |\n|---|---|\n")

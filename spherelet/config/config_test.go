@@ -133,3 +133,16 @@ func shortDir(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(d) })
 	return d
 }
+
+func TestRuntimeNeedsNoCluster(t *testing.T) {
+	const text = "apiVersion: atoll.dev/v1alpha1\nkind: SphereletConfiguration\nnodeName: a\ndataDir: /d\nhypervisor: {guest: /g}\n"
+	if _, err := Parse([]byte(text)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "clientCAFile") || !strings.Contains(err.Error(), "clusterCIDR") {
+		t.Errorf("a node: %v", err)
+	}
+	if _, err := parseRuntime([]byte(text)); err != nil {
+		t.Errorf("a runtime: %v", err)
+	}
+	if _, err := parseRuntime([]byte(text + "nodeIP: here\n")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a runtime with a bad address: %v", err)
+	}
+}
