@@ -323,7 +323,7 @@ func (s *supervisor) startApprover() error {
 	if err != nil {
 		return err
 	}
-	controller := approver.New(client, s.log)
+	controller := approver.New(client, approver.Reserved{ClusterDomain: s.config.ClusterDomain, Services: s.config.ServiceCIDR}, s.log)
 	s.approver.Store(controller)
 	s.start(s.clients, "csr-approver", controller.Run)
 	return nil

@@ -22,14 +22,15 @@ import (
 // certificatesigningrequests, update on their approval, approve on the signer
 // kubernetes.io/kubelet-serving, and get on nodes.
 type Controller struct {
-	client kubernetes.Interface
-	log    *slog.Logger
-	synced atomic.Bool
+	client   kubernetes.Interface
+	reserved Reserved
+	log      *slog.Logger
+	synced   atomic.Bool
 }
 
 // New makes a controller; Run starts it.
-func New(client kubernetes.Interface, log *slog.Logger) *Controller {
-	return &Controller{client: client, log: log}
+func New(client kubernetes.Interface, reserved Reserved, log *slog.Logger) *Controller {
+	return &Controller{client: client, reserved: reserved, log: log}
 }
 
 // Synced says whether the requests that were there have been read.
@@ -99,7 +100,7 @@ func (c *Controller) decide(ctx context.Context, csr *certificatesv1.Certificate
 			return true, err
 		}
 	}
-	verdict, reason := Judge(csr, node, time.Now())
+	verdict, reason := c.reserved.Judge(csr, node, time.Now())
 	condition := certificatesv1.CertificateSigningRequestCondition{
 		Status: corev1.ConditionTrue, Message: "Atoll: " + reason, LastUpdateTime: metav1.Now(),
 	}

@@ -27,7 +27,7 @@ func TestControllerWaitsForAddresses(t *testing.T) {
 	client := fake.NewClientset(good.node, &good.csr, &bad.csr)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	c := New(client, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c := New(client, Reserved{}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
 

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -55,8 +56,8 @@ func NodeName(csr *certificatesv1.CertificateSigningRequest) (string, bool) {
 // subject is exactly CN=system:node:X, O=system:nodes; the usages are those of
 // a TLS server (digital signature, server auth, and key encipherment, which
 // RSA needs); there is at least one subject alternative name, of kinds DNS and
-// IP alone; and each is one of X's status.addresses.
-func Judge(csr *certificatesv1.CertificateSigningRequest, node *corev1.Node, now time.Time) (Verdict, string) {
+// IP alone; and each is one of X's status.addresses, none of them reserved.
+func (r Reserved) Judge(csr *certificatesv1.CertificateSigningRequest, node *corev1.Node, now time.Time) (Verdict, string) {
 	if csr.Spec.SignerName != certificatesv1.KubeletServingSignerName || decided(csr) {
 		return Ignore, ""
 	}
@@ -77,7 +78,7 @@ func Judge(csr *certificatesv1.CertificateSigningRequest, node *corev1.Node, now
 	if reason != "" {
 		return Deny, reason
 	}
-	if reason = foreignName(req, node, nodeName); reason == "" {
+	if reason = r.foreignName(req, node, nodeName); reason == "" {
 		return Approve, fmt.Sprintf("every name is an address of Node %q", nodeName)
 	}
 	if now.Sub(csr.CreationTimestamp.Time) < Patience {
@@ -143,7 +144,7 @@ func wrongRequest(req *x509.CertificateRequest, user string) string {
 }
 
 // foreignName returns why not every name of the request is the node's.
-func foreignName(req *x509.CertificateRequest, node *corev1.Node, nodeName string) string {
+func (r Reserved) foreignName(req *x509.CertificateRequest, node *corev1.Node, nodeName string) string {
 	if node == nil {
 		return fmt.Sprintf("there is no Node %q", nodeName)
 	}
@@ -158,14 +159,39 @@ func foreignName(req *x509.CertificateRequest, node *corev1.Node, nodeName strin
 		}
 	}
 	for _, name := range req.DNSNames {
+		if r.name(name) {
+			return fmt.Sprintf("DNS name %q is not one that a node can have", name)
+		}
 		if !slices.Contains(names, name) {
 			return fmt.Sprintf("DNS name %q is not among the addresses of Node %q", name, nodeName)
 		}
 	}
 	for _, ip := range req.IPAddresses {
+		if r.address(ip) {
+			return fmt.Sprintf("IP address %s is not one that a node can have", ip)
+		}
 		if !slices.ContainsFunc(ips, ip.Equal) {
 			return fmt.Sprintf("IP address %s is not among the addresses of Node %q", ip, nodeName)
 		}
 	}
 	return ""
+}
+
+// Reserved is what no node may be called: names and addresses of the API server
+// and of Services. A node writes its own addresses, and with one of these among
+// them could pose as any Service, since pods trust the same authority.
+type Reserved struct {
+	ClusterDomain string       // of Services' names
+	Services      netip.Prefix // of Services' addresses
+}
+
+func (r Reserved) name(name string) bool {
+	name = strings.TrimSuffix(strings.ToLower(name), ".")
+	return name == "kubernetes" || name == "kubernetes.default" || strings.HasSuffix(name, ".svc") ||
+		r.ClusterDomain != "" && strings.HasSuffix(name, ".svc."+strings.ToLower(r.ClusterDomain))
+}
+
+func (r Reserved) address(ip net.IP) bool {
+	a, ok := netip.AddrFromSlice(ip)
+	return !ok || !ip.IsGlobalUnicast() || r.Services.Contains(a.Unmap())
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -18,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
+
+var cluster = Reserved{ClusterDomain: "cluster.local", Services: netip.MustParsePrefix("198.18.64.0/18")}
 
 var created = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -55,6 +58,12 @@ func newSample() *sample {
 		},
 		now: created.Add(time.Second),
 	}
+}
+
+// claim has the Node call itself name, and ask for it.
+func (s *sample) claim(name string) {
+	s.node.Status.Addresses = append(s.node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: name})
+	s.req.DNSNames = append(s.req.DNSNames, name)
 }
 
 func (s *sample) encode(t *testing.T) {
@@ -109,15 +118,23 @@ func TestJudge(t *testing.T) {
 			cn := asn1.ObjectIdentifier{2, 5, 4, 3}
 			s.req.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: cn, Value: "kube-apiserver"}, {Type: cn, Value: "system:node:n1"}}
 		}, Deny, "subject has more"},
-		"a client's usage":         {func(s *sample) { s.csr.Spec.Usages = append(s.csr.Spec.Usages, certificatesv1.UsageClientAuth) }, Deny, "client auth"},
-		"an authority's usage":     {func(s *sample) { s.csr.Spec.Usages = append(s.csr.Spec.Usages, certificatesv1.UsageCertSign) }, Deny, "cert sign"},
-		"any usage":                {func(s *sample) { s.csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageAny} }, Deny, "any"},
-		"no usage":                 {func(s *sample) { s.csr.Spec.Usages = nil }, Deny, "server auth"},
-		"not a server's":           {func(s *sample) { s.csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature} }, Deny, "server auth"},
-		"no name at all":           {func(s *sample) { s.req.DNSNames, s.req.IPAddresses = nil, nil }, Deny, "no DNS name"},
-		"an email address":         {func(s *sample) { s.req.EmailAddresses = []string{"a@b.example"} }, Deny, "email"},
-		"a URI":                    {func(s *sample) { s.req.URIs = []*url.URL{{Scheme: "spiffe", Host: "x"}} }, Deny, "URI"},
-		"the API server's name":    {func(s *sample) { s.req.DNSNames = []string{"n1", "kubernetes.default.svc"}; late(s) }, Deny, "kubernetes.default.svc"},
+		"a client's usage":                     {func(s *sample) { s.csr.Spec.Usages = append(s.csr.Spec.Usages, certificatesv1.UsageClientAuth) }, Deny, "client auth"},
+		"an authority's usage":                 {func(s *sample) { s.csr.Spec.Usages = append(s.csr.Spec.Usages, certificatesv1.UsageCertSign) }, Deny, "cert sign"},
+		"any usage":                            {func(s *sample) { s.csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageAny} }, Deny, "any"},
+		"no usage":                             {func(s *sample) { s.csr.Spec.Usages = nil }, Deny, "server auth"},
+		"not a server's":                       {func(s *sample) { s.csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature} }, Deny, "server auth"},
+		"no name at all":                       {func(s *sample) { s.req.DNSNames, s.req.IPAddresses = nil, nil }, Deny, "no DNS name"},
+		"an email address":                     {func(s *sample) { s.req.EmailAddresses = []string{"a@b.example"} }, Deny, "email"},
+		"a URI":                                {func(s *sample) { s.req.URIs = []*url.URL{{Scheme: "spiffe", Host: "x"}} }, Deny, "URI"},
+		"the API server's name":                {func(s *sample) { s.req.DNSNames = []string{"n1", "kubernetes.default.svc"}; late(s) }, Deny, "kubernetes.default.svc"},
+		"a Service's name, claimed as its own": {func(s *sample) { s.claim("db.prod.svc"); late(s) }, Deny, "can have"},
+		"the API server's in full, claimed":    {func(s *sample) { s.claim("kubernetes.default.svc.cluster.local"); late(s) }, Deny, "can have"},
+		"a host's name with svc in it":         {func(s *sample) { s.claim("n1.svc.example.com") }, Approve, ""},
+		"a Service's address, claimed": {func(s *sample) {
+			s.node.Status.Addresses = append(s.node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: "198.18.64.1"})
+			s.req.IPAddresses = append(s.req.IPAddresses, net.ParseIP("198.18.64.1"))
+			late(s)
+		}, Deny, "198.18.64.1"},
 		"a wildcard":               {func(s *sample) { s.req.DNSNames = []string{"*"}; late(s) }, Deny, `"*"`},
 		"a name in other case":     {func(s *sample) { s.req.DNSNames = []string{"N1"}; late(s) }, Deny, `"N1"`},
 		"a name with a final dot":  {func(s *sample) { s.req.DNSNames = []string{"n1."}; late(s) }, Deny, `"n1."`},
@@ -140,7 +157,7 @@ func TestJudge(t *testing.T) {
 			s := newSample()
 			tc.change(s)
 			s.encode(t)
-			got, reason := Judge(&s.csr, s.node, s.now)
+			got, reason := cluster.Judge(&s.csr, s.node, s.now)
 			if got != tc.want || !strings.Contains(reason, tc.reason) {
 				t.Fatalf("%s (%q), want %s (…%s…)", got, reason, tc.want, tc.reason)
 			}
@@ -157,13 +174,13 @@ func TestJudgeRefusesTamperedRequests(t *testing.T) {
 	other.encode(t)
 	two := newSample()
 	two.csr.Spec.Request = append(append([]byte{}, s.csr.Spec.Request...), other.csr.Spec.Request...)
-	if got, reason := Judge(&two.csr, two.node, two.now); got != Deny {
+	if got, reason := cluster.Judge(&two.csr, two.node, two.now); got != Deny {
 		t.Errorf("two blocks: %s (%q)", got, reason)
 	}
 	block, _ := pem.Decode(s.csr.Spec.Request)
 	block.Bytes[len(block.Bytes)-1] ^= 1
 	s.csr.Spec.Request = pem.EncodeToMemory(block)
-	if got, reason := Judge(&s.csr, s.node, s.now); got != Deny {
+	if got, reason := cluster.Judge(&s.csr, s.node, s.now); got != Deny {
 		t.Errorf("broken signature: %s (%q)", got, reason)
 	}
 }
