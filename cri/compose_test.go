@@ -229,15 +229,17 @@ func TestRefusals(t *testing.T) {
 			c.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{}
 		},
 		"apparmor": func(c *runtimeapi.LinuxSandboxSecurityContext) { c.Apparmor = &runtimeapi.SecurityProfile{} },
-		"selinux": func(c *runtimeapi.LinuxSandboxSecurityContext) {
-			c.SelinuxOptions = &runtimeapi.SELinuxOption{Type: "x"}
-		},
 	} {
 		c := podConfig(t.TempDir())
 		change(c.Linux.SecurityContext)
 		if err := checkSandboxConfig(c, ""); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: got %v", field, err)
 		}
+	}
+	labelled := podConfig(t.TempDir())
+	labelled.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Type: "x"}
+	if err := checkSandboxConfig(labelled, ""); err != nil {
+		t.Errorf("admission lets SELinux options through, and here: %v", err)
 	}
 	for field, change := range map[string]func(*runtimeapi.ContainerConfig){
 		"devices": func(c *runtimeapi.ContainerConfig) { c.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse"}} },

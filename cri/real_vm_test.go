@@ -91,8 +91,8 @@ func newRealHost(t *testing.T) *realHost {
 		t.Fatal(err)
 	}
 	cfg := qemu.Config{
-		Guest:    qemu.Guest{Kernel: guest.Kernel, Initrd: guest.Initrd, Cmdline: guest.Cmdline},
-		UID: 400417, GID: 400417, UIDs: 65536, StateDir: h.dir + "/vms", RunDir: run + "/vm", Cgroup: filepath.Base(run),
+		Guest: qemu.Guest{Kernel: guest.Kernel, Initrd: guest.Initrd, Cmdline: guest.Cmdline},
+		UID:   400417, GID: 400417, UIDs: 65536, StateDir: h.dir + "/vms", RunDir: run + "/vm", Cgroup: filepath.Base(run),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
 	if h.driver, err = qemu.New(cfg); err != nil {

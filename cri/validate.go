@@ -32,7 +32,7 @@ func checkSandboxConfig(c *runtimeapi.PodSandboxConfig, handler string) error {
 	if err := checkNamespaces("config.linux.security_context.namespace_options", sc.GetNamespaceOptions(), true); err != nil {
 		return err
 	}
-	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), "", sc.GetSelinuxOptions()); err != nil {
+	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), ""); err != nil {
 		return err
 	}
 	return nil
@@ -56,16 +56,15 @@ func checkNamespaces(field string, o *runtimeapi.NamespaceOption, sandbox bool) 
 	return err
 }
 
-// checkLSM refuses security modules that the guest kernel does not run.
-func checkLSM(field string, apparmor *runtimeapi.SecurityProfile, old string, se *runtimeapi.SELinuxOption) error {
+// checkLSM refuses AppArmor profiles, which the guest kernel cannot apply.
+// SELinux options are let through, as by other runtimes where there is no
+// SELinux; a node's admission tells the pod's owner that they have no effect.
+func checkLSM(field string, apparmor *runtimeapi.SecurityProfile, old string) error {
 	if apparmor != nil && apparmor.ProfileType != runtimeapi.SecurityProfile_Unconfined {
 		return refuse(field+".apparmor", "the guest kernel has no AppArmor: leave the profile unset or Unconfined; seccomp works")
 	}
 	if apparmor == nil && old != "" && old != "unconfined" {
 		return refuse(field+".apparmor_profile", "the guest kernel has no AppArmor: leave the profile unset or unconfined; seccomp works")
-	}
-	if se.GetUser() != "" || se.GetRole() != "" || se.GetType() != "" || se.GetLevel() != "" {
-		return refuse(field+".selinux_options", "the guest kernel has no SELinux: leave the options unset")
 	}
 	return nil
 }
@@ -99,7 +98,7 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 	if err := checkNamespaces("config.linux.security_context.namespace_options", sc.GetNamespaceOptions(), false); err != nil {
 		return err
 	}
-	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), sc.GetApparmorProfile(), sc.GetSelinuxOptions()); err != nil {
+	if err := checkLSM("config.linux.security_context", sc.GetApparmor(), sc.GetApparmorProfile()); err != nil {
 		return err
 	}
 	for _, f := range []struct {
