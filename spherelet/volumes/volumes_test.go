@@ -9,7 +9,9 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/kubernetes/pkg/volume"
 	volumetest "k8s.io/kubernetes/pkg/volume/testing"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
@@ -169,5 +171,48 @@ func TestSubpath(t *testing.T) {
 		if got != want || (err == nil) != (want != "") || cleanup != nil {
 			t.Errorf("PrepareSafeSubpath(%s) = %q, %v", path, got, err)
 		}
+	}
+}
+
+// Secrets are on no disk of the host: what upstream's plug-ins write lies on a
+// tmpfs, although the plug-in that mounts it for them has been replaced.
+func TestSecretsLieOnATmpfs(t *testing.T) {
+	pod := podWithLimit("")
+	pod.Name, pod.Namespace = "p", "ns"
+	secret := &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "ns"}, Data: map[string][]byte{"key": []byte("x")}}
+	for name, source := range map[string]v1.VolumeSource{
+		"secret": {Secret: &v1.SecretVolumeSource{SecretName: "s"}},
+		"projected": {Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+			{Secret: &v1.SecretProjection{LocalObjectReference: v1.LocalObjectReference{Name: "s"}}},
+		}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := volumetest.NewFakeKubeletVolumeHost(t, t.TempDir(), fake.NewClientset(secret), Plugins(nil))
+			mode := int32(0o400)
+			if source.Secret != nil {
+				source.Secret.DefaultMode = &mode
+			} else {
+				source.Projected.DefaultMode = &mode
+			}
+			spec := volume.NewSpecFromVolume(&v1.Volume{Name: "v", VolumeSource: source})
+			p, err := host.GetPluginMgr().FindPluginBySpec(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := p.NewMounter(spec, pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.SetUp(volume.MounterArgs{}); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := os.ReadFile(filepath.Join(m.GetPath(), "key")); err != nil || string(b) != "x" {
+				t.Fatalf("the Secret's file: %q, %v", b, err)
+			}
+			mounts, err := host.GetMounter().List()
+			if err != nil || len(mounts) != 1 || mounts[0].Type != "tmpfs" || mounts[0].Path != m.GetPath() {
+				t.Errorf("mounts: %+v, %v; want a tmpfs at %s", mounts, err, m.GetPath())
+			}
+		})
 	}
 }
