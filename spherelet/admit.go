@@ -83,8 +83,19 @@ func hintOf(pod *v1.Pod, size resources.Size) vmpod.Hint {
 		Memory:         size.Memory,
 		EphemeralBytes: size.EphemeralBytes,
 		Pool:           poolOf(pod),
-		Images:         admission.Images(pod),
+		Images:         earlyImages(pod),
 	}
+}
+
+// earlyImages are those whose disks the VM may have before the kubelet has
+// checked that the pod's pull secrets allow them. With one image for all
+// containers nothing runs in the VM before that; with several, a container
+// could read the disk of one that is refused to its neighbour.
+func earlyImages(pod *v1.Pod) []string {
+	if refs := admission.Images(pod); len(refs) == 1 {
+		return refs
+	}
+	return nil
 }
 
 // Pools are named after the quality of service.

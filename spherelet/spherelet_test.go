@@ -25,6 +25,7 @@ import (
 	"github.com/openatoll/atoll/spherelet/admission"
 	"github.com/openatoll/atoll/spherelet/config"
 	"github.com/openatoll/atoll/spherelet/machine"
+	"github.com/openatoll/atoll/spherelet/resources"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -68,6 +69,12 @@ func TestAdmit(t *testing.T) {
 	if len(r.prepared) != 1 || r.prepared[0].Pool != "besteffort" || r.prepared[0].CPUs != 1 ||
 		!slices.Equal(r.prepared[0].Images, []string{"i:1"}) || r.prepared[0].Memory < 512<<20 {
 		t.Errorf("prepared %+v", r.prepared)
+	}
+
+	two := pod("two")
+	two.Spec.Containers = append(two.Spec.Containers, v1.Container{Name: "other", Image: "private:1"})
+	if images := hintOf(two, resources.Size{}).Images; len(images) != 0 {
+		t.Errorf("images %v are in the VM before the pull secrets of the second are checked", images)
 	}
 
 	refused := pod("b")

@@ -17,7 +17,8 @@ type Hint struct {
 	EphemeralBytes int64 `json:"ephemeralBytes"`
 	// Pool is where the VM is accounted: QoS class or resource pool.
 	Pool string `json:"pool,omitempty"`
-	// Images are the references of all containers of the pod.
+	// Images are the references of images whose disks the VM may have from its
+	// start, if they are on the host; others are plugged with their containers.
 	Images []string `json:"images,omitempty"`
 	// HostNetwork and the like never appear: such pods are refused before.
 }
