@@ -103,7 +103,7 @@ func unitSteps(ctx context.Context) ([]step, error) {
 		if !p.hasTests() {
 			continue
 		}
-		names, err := vmTests(p)
+		names, err := longTests(p)
 		if err != nil {
 			return nil, err
 		}
@@ -129,8 +129,8 @@ func unitSteps(ctx context.Context) ([]step, error) {
 	}, nil
 }
 
-// vmSteps are the tests in files *_vm_test.go, one package after the other:
-// each of them has the machine's CPUs to itself.
+// vmSteps are the long tests, most of which boot VMs, one package after the
+// other: each of them has the machine's CPUs to itself.
 func vmSteps(ctx context.Context) ([]step, error) {
 	all, _, err := listPackages(ctx)
 	if err != nil {
@@ -138,7 +138,10 @@ func vmSteps(ctx context.Context) ([]step, error) {
 	}
 	var steps []step
 	for _, p := range all {
-		names, err := vmTests(p)
+		if strings.HasSuffix(p.ImportPath, "/e2e") {
+			continue
+		}
+		names, err := longTests(p)
 		if err != nil {
 			return nil, err
 		}
@@ -158,22 +161,37 @@ func goTest(flags, pkgs []string) []string {
 	return append(argv, pkgs...)
 }
 
-// vmTests returns the tests that a package declares in files *_vm_test.go.
-func vmTests(p pkg) ([]string, error) {
+// longTests returns the tests that do less, or nothing, with -short: those in
+// files *_vm_test.go, and those that ask testing.Short themselves.
+func longTests(p pkg) ([]string, error) {
 	var names []string
 	for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
-		if !strings.HasSuffix(file, "_vm_test.go") {
-			continue
-		}
 		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.SkipObjectResolution)
 		if err != nil {
 			return nil, err
 		}
 		for _, d := range f.Decls {
-			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") && fn.Name.Name != "TestMain" {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Recv != nil || !strings.HasPrefix(fn.Name.Name, "Test") || fn.Name.Name == "TestMain" {
+				continue
+			}
+			if strings.HasSuffix(file, "_vm_test.go") || asksShort(fn) {
 				names = append(names, fn.Name.Name)
 			}
 		}
 	}
 	return names, nil
+}
+
+// asksShort reports whether a function calls testing.Short.
+func asksShort(fn *ast.FuncDecl) bool {
+	found := false
+	ast.Inspect(fn, func(n ast.Node) bool {
+		if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Short" {
+			x, ok := sel.X.(*ast.Ident)
+			found = found || ok && x.Name == "testing"
+		}
+		return !found
+	})
+	return found
 }

@@ -129,6 +129,12 @@ func newCounter(ignore map[string]bool) *counter {
 
 func key(pkg, test string) string { return strings.TrimPrefix(pkg, module) + "." + test }
 
+// top is the test that a subtest belongs to.
+func top(test string) string {
+	name, _, _ := strings.Cut(test, "/")
+	return name
+}
+
 func (c *counter) line(b []byte) {
 	var e event
 	if json.Unmarshal(b, &e) != nil {
@@ -162,7 +168,8 @@ func (c *counter) endTest(e event, k string) {
 		c.fail(k, tail(c.output[k]))
 	case e.Action == "fail":
 		// Its subtests have been counted.
-	case e.Action == "skip" && !c.ignore[k]:
+	case e.Action == "skip" && c.ignore[key(e.Package, top(e.Test))]:
+	case e.Action == "skip":
 		c.skipped = append(c.skipped, k+": "+reason(c.output[k]))
 	case e.Action == "pass" && leaf:
 		c.passed++

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -22,6 +24,7 @@ func TestCounter(t *testing.T) {
 {"Action":"fail",` + p + `,"Test":"TestB"}
 {"Action":"output",` + p + `,"Test":"TestS","Output":"    x_test.go:9: needs a unicorn\n"}
 {"Action":"skip",` + p + `,"Test":"TestS"}
+{"Action":"skip",` + p + `,"Test":"TestVM/big"}
 {"Action":"skip",` + p + `,"Test":"TestVM"}
 {"Action":"fail",` + p + `}
 not json
@@ -50,5 +53,21 @@ func TestChoose(t *testing.T) {
 	}
 	if s, err := choose([]string{"e2e", "unit"}); err != nil || len(s) != 2 || s[0].name != "e2e" {
 		t.Errorf("choose = %v, %v", s, err)
+	}
+}
+
+func TestLongTests(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"a_vm_test.go": "package a\nfunc TestMain(m *testing.M) {}\nfunc TestBoot(t *testing.T) {}\nfunc boot() {}\n",
+		"a_test.go":    "package a\nfunc TestQuick(t *testing.T) {}\nfunc TestLong(t *testing.T) { if testing.Short() { t.Skip() } }\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := longTests(pkg{Dir: dir, TestGoFiles: []string{"a_vm_test.go", "a_test.go"}})
+	if want := []string{"TestBoot", "TestLong"}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 }
