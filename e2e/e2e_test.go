@@ -52,6 +52,7 @@ func runWithCluster() (code int) {
 		fmt.Println("FAIL:", err)
 		return 1
 	}
+	before := leftovers(atoll)
 	defer func() {
 		if os.Getenv("ATOLL_E2E_KEEP") != "" {
 			fmt.Printf("kept: %s --data-dir %s enter -- bash\n", atoll, data)
@@ -60,7 +61,7 @@ func runWithCluster() (code int) {
 		if code != 0 {
 			printLogs(data)
 		}
-		if err := takeDown(atoll, data); err != nil {
+		if err := takeDown(atoll, data, before); err != nil {
 			fmt.Println("FAIL: after the tests:", err)
 			code = 1
 		}
@@ -85,20 +86,46 @@ func runWithCluster() (code int) {
 	return 0
 }
 
-// takeDown stops the cluster, erases its data and looks for leftovers.
-func takeDown(atoll, data string) error {
+// takeDown stops the cluster, erases its data and looks for leftovers that
+// were not there before.
+func takeDown(atoll, data string, before map[string]bool) error {
 	if out, err := exec.Command(atoll, "--data-dir", data, "down", "--purge").CombinedOutput(); err != nil {
 		return fmt.Errorf("atoll down --purge: %w\n%s", err, out)
 	}
-	out, err := exec.Command(atoll, "leftovers").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("atoll leftovers: %w\n%s", err, out)
+	var left []string
+	for line := range leftovers(atoll) {
+		if !before[line] {
+			left = append(left, line)
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
 	if _, err := os.Stat(data); err == nil {
 		return fmt.Errorf("down --purge left the data directory %s", data)
 	}
 	return nil
 }
+
+// leftovers is what Atoll has on this host, a line each: nothing, but for
+// another cluster of whoever works here.
+func leftovers(atoll string) map[string]bool {
+	out, err := exec.Command(atoll, "leftovers").Output() // it fails when there is something
+	lines := map[string]bool{}
+	if len(out) == 0 {
+		lines[fmt.Sprintf("atoll leftovers said nothing: %v", err)] = true
+	}
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimSpace(line)
+		if line != "" && line != nothingLeft {
+			lines[line] = true
+		}
+	}
+	return lines
+}
+
+// nothingLeft is what `atoll leftovers` says then.
+const nothingLeft = "nothing is left"
 
 // printLogs shows the end of each component's log, for a run that failed
 // where nobody can look afterwards.
