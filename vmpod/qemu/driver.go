@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -125,17 +126,27 @@ func (d *Driver) prepare() error {
 	return nil
 }
 
+// lockPatience is how long New waits for another driver to let go. One that was
+// killed while it started a QEMU may still hold the lock for the moment that
+// its child needs from fork to exec.
+const lockPatience = 5 * time.Second
+
 // lockDir takes the directory for this process; the kernel frees it with it.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("directory %s is in use by another driver: stop that one first: %w", dir, errdefs.ErrUnavailable)
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if time.Now().After(deadline) {
+			break
+		}
 	}
-	return f, nil
+	f.Close()
+	return nil, fmt.Errorf("directory %s is in use by another driver: stop that one first: %w", dir, errdefs.ErrUnavailable)
 }
 
 // Accelerator returns what VMs launched now run on, and if that is TCG though
