@@ -98,6 +98,7 @@ func measure(ctx context.Context, data string, n int, out string) error {
 	if err != nil {
 		return err
 	}
+	defer vm.close()
 	if err := vm.run(ctx, n, &all); err != nil {
 		return fmt.Errorf("machines: %w", err)
 	}

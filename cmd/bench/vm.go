@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
@@ -45,7 +46,7 @@ func newVMBench(dir, guest string) (*vmBench, error) {
 		Guest:    qemu.Guest{Kernel: g.Kernel, Initrd: g.Initrd, Cmdline: g.Cmdline},
 		StateDir: filepath.Join(dir, "vms"),
 		RunDir:   filepath.Join(dir, "run"),
-		Cgroup:   "atoll/bench",
+		Cgroup:   benchCgroup,
 		Logger:   slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -53,6 +54,23 @@ func newVMBench(dir, guest string) (*vmBench, error) {
 	}
 	accel, _ := d.Accelerator()
 	return &vmBench{dir: dir, guest: g, driver: d, accelerator: string(accel)}, nil
+}
+
+// benchCgroup is where the measured VMs are accounted.
+const benchCgroup = "atoll/bench"
+
+// close lets go of the driver and removes the groups that it keeps for VMs to
+// come; those of other clusters are not empty, and stay.
+func (b *vmBench) close() {
+	_ = b.driver.Close()
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		for group := benchCgroup; group != "."; group = filepath.Dir(group) {
+			dirs, _ := filepath.Glob(filepath.Join(root, group))
+			for _, dir := range dirs {
+				_ = unix.Rmdir(dir)
+			}
+		}
+	}
 }
 
 func (b *vmBench) spec() vmpod.Spec {
