@@ -45,6 +45,9 @@ type agent struct {
 	images *imageMounts
 	usage  *usageCache
 
+	// modules is closed when the kernel has all that pods need.
+	modules <-chan struct{}
+
 	// setup serialises SetupSandbox; ready is set when it has succeeded.
 	setup sync.Mutex
 

@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,12 +91,26 @@ func leaveInitramfs() error {
 	return unix.Chdir("/")
 }
 
-// loadModules loads the modules of a directory in the order of their names
-// and frees the memory that their files took. A directory that is not there
-// means a kernel that has everything built in.
-func loadModules(dir string) {
+// channelModule is the last one that the agent itself needs: what stands before
+// it in the directory is the bus and the channel to the host.
+const channelModule = "virtio_console.ko"
+
+// modulesIn lists the modules of a directory in the order in which they are to
+// be loaded, split into those that the channel to the host needs and the rest.
+// A directory that is not there means a kernel that has everything built in.
+func modulesIn(dir string) (channel, rest []string) {
 	files, _ := filepath.Glob(filepath.Join(dir, "*.ko"))
 	sort.Strings(files)
+	for i, file := range files {
+		if strings.HasSuffix(file, "-"+channelModule) {
+			return files[:i+1], files[i+1:]
+		}
+	}
+	return files, nil
+}
+
+// loadModules loads modules and frees the memory that their files took.
+func loadModules(files []string) {
 	for _, file := range files {
 		if err := loadModule(file); err != nil && !errors.Is(err, unix.EEXIST) {
 			// Some drivers are for devices that this machine has not.
@@ -102,6 +118,20 @@ func loadModules(dir string) {
 		}
 		os.Remove(file)
 	}
+}
+
+// loadBehind loads modules while the agent already answers, which goes first:
+// the host greets the agent in that time, and pods need the rest only from
+// SetupSandbox on. The channel is closed when all are loaded.
+func loadBehind(files []string) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread's priority ends with it
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 19)
+		loadModules(files)
+	}()
+	return done
 }
 
 func loadModule(file string) error {

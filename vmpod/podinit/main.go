@@ -43,7 +43,8 @@ func run() error {
 	slog.Info("podinit started")
 	// The heap is small and short-lived; memory belongs to the containers.
 	debug.SetGCPercent(50)
-	loadModules("/modules")
+	channel, rest := modulesIn("/modules")
+	loadModules(channel)
 	if err := leaveInitramfs(); err != nil {
 		return err
 	}
@@ -65,6 +66,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	a.modules = loadBehind(rest)
 	slog.Info("agent ready", "version", Version, "init", time.Duration(began), "ready", time.Duration(uptime()))
 	return agentapi.Serve(context.Background(), port, a, func(format string, args ...any) {
 		slog.Warn("agent session", "detail", fmt.Sprintf(format, args...))

@@ -28,6 +28,7 @@ func (a *agent) SetupSandbox(_ context.Context, r *agentapi.SetupSandboxRequest)
 	if done {
 		return &agentapi.SetupSandboxResponse{}, nil
 	}
+	<-a.modules
 	ctx, cancel := context.WithTimeout(context.Background(), 3*deviceTimeout)
 	defer cancel()
 	if err := a.setUp(ctx, r); err != nil {
