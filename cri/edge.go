@@ -19,12 +19,13 @@ import (
 // credentials and environments.
 func (s *Server) unaryEdge(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
+	ctx, guest := withGuestTime(ctx)
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("a CRI call panicked", "rpc", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
 			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", path.Base(info.FullMethod), p)
 		}
-		s.logRPC(info.FullMethod, start, err)
+		s.logRPC(info.FullMethod, start, guest, err)
 	}()
 	resp, err = handler(ctx, req)
 	return resp, toGRPC(err)
@@ -37,7 +38,7 @@ func (s *Server) streamEdge(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 			s.log.Error("a CRI call panicked", "rpc", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
 			err = status.Errorf(codes.Internal, "%s panicked: %v", path.Base(info.FullMethod), p)
 		}
-		s.logRPC(info.FullMethod, start, err)
+		s.logRPC(info.FullMethod, start, nil, err)
 	}()
 	return toGRPC(handler(srv, ss))
 }
@@ -60,20 +61,20 @@ func toGRPC(err error) error {
 	return errgrpc.ToGRPC(err)
 }
 
-func (s *Server) logRPC(method string, start time.Time, err error) {
+func (s *Server) logRPC(method string, start time.Time, guest *guestTime, err error) {
 	name := path.Base(method)
 	took := time.Since(start)
 	switch {
 	case err != nil && status.Code(err) != codes.NotFound && status.Code(err) != codes.Canceled:
 		s.log.Warn("CRI call failed", "rpc", name, "took", took, "code", status.Code(err).String(), "err", err)
 	case changes(name):
-		s.log.Debug("CRI call", "rpc", name, "took", took)
+		s.log.Debug("CRI call", "rpc", name, "took", took, "guest", guest.total())
 	}
 }
 
 // changes tells the calls that change something from those that are polled.
 func changes(rpc string) bool {
-	for _, p := range []string{"Run", "Stop", "Remove", "Create", "Start", "Update", "Pull", "Reopen"} {
+	for _, p := range []string{"Run", "Stop", "Remove", "Create", "Start", "Update", "Pull", "Reopen", "Exec"} {
 		if strings.HasPrefix(rpc, p) {
 			return true
 		}

@@ -133,7 +133,9 @@ func call[Req, Resp any](ctx context.Context, l *link, method func(agentapi.Agen
 		if err != nil {
 			return nil, err
 		}
+		done := inGuest(ctx)
 		resp, err := method(c, ctx, req)
+		done()
 		if err == nil || try > 0 || c.Err() == nil || ctx.Err() != nil {
 			return resp, err
 		}

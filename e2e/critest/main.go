@@ -3,6 +3,7 @@
 //
 //	go run ./e2e/critest                       all of it
 //	go run ./e2e/critest -focus 'runtime info' a part
+//	go run ./e2e/critest -benchmark 20         its benchmarks instead
 //
 // It builds the suite's images (see package images), and then works in a
 // network namespace of its own, without a way out: a registry that serves the
@@ -31,7 +32,8 @@ import (
 // options of one run.
 type options struct {
 	focus, out, table, log, build string
-	procs                         int
+	spherelet, guest, samples     string
+	procs, benchmark              int
 	timeout                       time.Duration
 	all                           bool
 }
@@ -43,6 +45,10 @@ func parseOptions() options {
 	flag.StringVar(&o.table, "table", "", "`file` for the results of a whole run as a table")
 	flag.StringVar(&o.log, "log", "build/critest.log", "`file` for what spherelet says")
 	flag.StringVar(&o.build, "build", "build", "`directory` for what is built")
+	flag.StringVar(&o.spherelet, "spherelet", "bin/spherelet", "the `program` to judge")
+	flag.StringVar(&o.guest, "guest", "build/guest", "`directory` of the guest that its pods boot")
+	flag.IntVar(&o.benchmark, "benchmark", 0, "run the suite's benchmarks, `n` samples each, instead of its specs")
+	flag.StringVar(&o.samples, "samples", "build/critest/benchmark", "`directory` for the benchmarks' samples")
 	flag.IntVar(&o.procs, "procs", 2, "specs that run side by side")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for the suite")
 	flag.BoolVar(&o.all, "all", false, "run the excluded specs as well")
@@ -120,6 +126,9 @@ func inside(ctx context.Context, o options, layout string) (err error) {
 	}
 	// What was made is removed whatever became of ctx.
 	defer func() { err = errors.Join(err, rt.stop(context.WithoutCancel(ctx))) }()
+	if o.benchmark > 0 {
+		return runBenchmark(ctx, o, rt)
+	}
 	began := time.Now()
 	report, err := runSuite(ctx, o, rt)
 	if err != nil {

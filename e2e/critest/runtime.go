@@ -36,10 +36,10 @@ func startRuntime(ctx context.Context, o options, m *mirror) (_ *runtime, err er
 		return nil, err
 	}
 	r := &runtime{ended: make(chan error, 1)}
-	if r.spherelet, err = filepath.Abs("bin/spherelet"); err != nil {
+	if r.spherelet, err = filepath.Abs(o.spherelet); err != nil {
 		return nil, err
 	}
-	guest, err := filepath.Abs(filepath.Join(o.build, "guest"))
+	guest, err := filepath.Abs(o.guest)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,12 @@ func startRuntime(ctx context.Context, o options, m *mirror) (_ *runtime, err er
 	// The run directory is named by the process, as sockets' paths are short.
 	run := fmt.Sprintf("/run/atoll/critest-%d", os.Getpid())
 	r.config, r.socket = filepath.Join(r.dir, "config.json"), filepath.Join(run, "cri.sock")
+	level := "info"
+	if o.benchmark > 0 {
+		level = "debug" // tells how long each call took, and the guest's part
+	}
 	text, err := json.MarshalIndent(map[string]any{
+		"logLevel":   level,
 		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "critest", "nodeIP": nodeIP,
 		"dataDir": filepath.Join(r.dir, "data"), "runDir": run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16",
 		"hypervisor": map[string]any{"guest": guest, "ephemeralDefault": "2Gi"}, "images": map[string]any{"hostsDir": hosts},
