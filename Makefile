@@ -31,7 +31,7 @@ DOWN_FLAGS ?=
 
 .PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest bench lint guest guest-kernel \
 	images generate fmt clean leftovers man \
-	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/crictl
+	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -48,6 +48,8 @@ bin/podinit: # runs as PID 1 of the guest, where there is no libc
 	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/podinit
 bin/kubectl:
 	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+bin/kubelet: # upstream's, unchanged: the tests run it beside our runtime
+	@$(GOBUILD) -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBE) -X k8s.io/client-go/pkg/version.gitVersion=$(KUBE)' -o $@ k8s.io/kubernetes/cmd/kubelet
 bin/crictl:
 	@$(GOBUILD) -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)' -o $@ sigs.k8s.io/cri-tools/cmd/crictl
 
@@ -71,7 +73,7 @@ down: bin/atoll ## stop the cluster (DOWN_FLAGS=--purge also erases the data)
 leftovers: bin/atoll ## list what Atoll left on this machine; fails unless nothing
 	@bin/atoll leftovers
 
-test: test-deps build bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
+test: test-deps build bin/kubelet bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
 	@$(GO) run ./internal/testsum lint unit suites e2e
 test-deps:
 	@DEPS=test deploy/deps.sh
@@ -79,7 +81,7 @@ test-unit: ## unit tests, with the race detector where it is affordable
 	@$(GO) run ./internal/testsum unit
 test-suites: build ## driver, network and disk suites, which boot VMs
 	@$(GO) run ./internal/testsum suites
-test-e2e: build ## scripts that drive a cluster as a user would
+test-e2e: build bin/kubelet ## scripts that drive a cluster as a user would
 	@$(GO) run ./internal/testsum e2e
 lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 	@$(GO) run ./internal/testsum lint
