@@ -109,5 +109,6 @@ const (
 	ExitVMMOOMKilled  ExitReason = "VMMOOMKilled"  // the host's OOM killer ended the VMM
 	ExitVMMFailed     ExitReason = "VMMFailed"     // the VMM exited with an error
 	ExitHostRestart   ExitReason = "HostRestart"   // the host booted since the launch
+	ExitAgentHung     ExitReason = "AgentHung"     // stopped because its agent did not answer
 	ExitUnknown       ExitReason = "Unknown"       // it is off; why could not be told
 )

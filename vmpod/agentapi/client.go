@@ -41,6 +41,7 @@ type Client struct {
 	done chan struct{}
 
 	abandoned atomic.Int32 // calls that nobody waits for any more
+	answered  atomic.Int64 // when a call was answered last, Unix ns
 
 	mu    sync.Mutex
 	cause error
@@ -230,6 +231,15 @@ func (c *Client) broken() error {
 	return c.cause
 }
 
+// Answered returns when the guest has answered a call of the service last, the
+// zero time if it has not.
+func (c *Client) Answered() time.Time {
+	if ns := c.answered.Load(); ns != 0 {
+		return time.Unix(0, ns)
+	}
+	return time.Time{}
+}
+
 // Done is closed when the session has ended, for whatever reason.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
@@ -250,6 +260,9 @@ func (c *Client) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.
 	var settled atomic.Bool // answered or abandoned, whichever was first
 	go func() {
 		err := invoke(context.WithoutCancel(ctx), req, own)
+		if err == nil {
+			c.answered.Store(time.Now().UnixNano())
+		}
 		if !settled.CompareAndSwap(false, true) {
 			c.abandoned.Add(-1)
 		}

@@ -101,9 +101,9 @@ func (f diskFaults) describe() (reason, message string) {
 		total += n
 	}
 	if f.full {
-		return "HostDiskFull", fmt.Sprintf("the host has no space left for disk %s of the pod: its writes fail (%d so far)", f.last, total)
+		return vmpod.ReasonHostDiskFull, fmt.Sprintf("the host has no space left for disk %s of the pod: its writes fail (%d so far)", f.last, total)
 	}
-	return "HostDiskError", fmt.Sprintf("the host cannot read or write disk %s of the pod (%d errors so far)", f.last, total)
+	return vmpod.ReasonHostDiskError, fmt.Sprintf("the host cannot read or write disk %s of the pod (%d errors so far)", f.last, total)
 }
 
 // onDiskError counts a BLOCK_IO_ERROR, which a guest can cause at any rate,

@@ -48,6 +48,7 @@ var (
 	_ vmpod.Machine = (*Machine)(nil)
 	_ vmpod.Plugger = (*Machine)(nil)
 	_ vmpod.Meter   = (*Machine)(nil)
+	_ vmpod.Pacer   = (*Machine)(nil)
 )
 
 // New returns a Driver over cfg's directories, making them if need be, and

@@ -123,7 +123,12 @@ func (m *Machine) Status(ctx context.Context) (vmpod.Status, error) {
 	m.trimStderr()
 	ctx, cancel := context.WithTimeout(ctx, m.d.cfg.Deadline)
 	defer cancel()
-	err := m.ping(ctx)
+	var err error
+	if stopped(m.proc.PID) { // it cannot answer: do not wait for it
+		err = errVMMStopped
+	} else {
+		err = m.ping(ctx)
+	}
 	select {
 	case <-m.ended: // while we asked
 		return m.status(vmpod.StateStopped, nil), nil
@@ -159,7 +164,16 @@ func (m *Machine) ping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return q.run(ctx, "query-status", nil, nil)
+	var s struct {
+		Status string `json:"status"`
+	}
+	if err := q.run(ctx, "query-status", nil, &s); err != nil {
+		return err
+	}
+	if s.Status == "paused" {
+		return errVMPaused
+	}
+	return nil
 }
 
 // status describes a state; asked is why it is StateUnknown.
@@ -171,8 +185,7 @@ func (m *Machine) status(state vmpod.State, asked error) vmpod.Status {
 	case vmpod.StateStopped:
 		s.Reason, s.Message, s.PID = string(m.exit.Reason), m.exit.Message, 0
 	case vmpod.StateUnknown:
-		s.Reason = "VMMNotResponding"
-		s.Message = fmt.Sprintf("QEMU (pid %d) runs but its monitor does not answer: %v", m.proc.PID, asked)
+		s.Reason, s.Message = describeSilence(m.proc.PID, asked)
 	case vmpod.StateStopping:
 		s.Reason, s.Message = "Stopping", "the machine was asked to stop"
 	case vmpod.StateLaunching:
