@@ -161,6 +161,7 @@ const (
 	AddVolumeRequest_EMPTY_DIR AddVolumeRequest_Kind = 0
 	AddVolumeRequest_TMPFS     AddVolumeRequest_Kind = 1
 	AddVolumeRequest_TREE      AddVolumeRequest_Kind = 2
+	AddVolumeRequest_SHARE     AddVolumeRequest_Kind = 3
 )
 
 // Enum value maps for AddVolumeRequest_Kind.
@@ -169,11 +170,13 @@ var (
 		0: "EMPTY_DIR",
 		1: "TMPFS",
 		2: "TREE",
+		3: "SHARE",
 	}
 	AddVolumeRequest_Kind_value = map[string]int32{
 		"EMPTY_DIR": 0,
 		"TMPFS":     1,
 		"TREE":      2,
+		"SHARE":     3,
 	}
 )
 
@@ -1040,6 +1043,7 @@ type AddVolumeRequest struct {
 	SizeLimit     int64                  `protobuf:"varint,3,opt,name=size_limit,json=sizeLimit,proto3" json:"size_limit,omitempty"` // TMPFS: bytes; 0: half of RAM
 	HasFsGroup    bool                   `protobuf:"varint,4,opt,name=has_fs_group,json=hasFsGroup,proto3" json:"has_fs_group,omitempty"`
 	FsGroup       int64                  `protobuf:"varint,5,opt,name=fs_group,json=fsGroup,proto3" json:"fs_group,omitempty"`
+	Share         string                 `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"` // SHARE: its virtiofs tag
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1107,6 +1111,13 @@ func (x *AddVolumeRequest) GetFsGroup() int64 {
 		return x.FsGroup
 	}
 	return 0
+}
+
+func (x *AddVolumeRequest) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
 }
 
 type AddVolumeResponse struct {
@@ -1345,8 +1356,11 @@ type VolumeMount struct {
 	ReadOnly          bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Propagation       string                 `protobuf:"bytes,5,opt,name=propagation,proto3" json:"propagation,omitempty"` // private, rslave, rshared
 	RecursiveReadOnly bool                   `protobuf:"varint,6,opt,name=recursive_read_only,json=recursiveReadOnly,proto3" json:"recursive_read_only,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Serial of an EROFS disk to mount instead of a volume, always read-only;
+	// sub_path is then a directory that must be there.
+	ImageDisk     string `protobuf:"bytes,7,opt,name=image_disk,json=imageDisk,proto3" json:"image_disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeMount) Reset() {
@@ -1419,6 +1433,13 @@ func (x *VolumeMount) GetRecursiveReadOnly() bool {
 		return x.RecursiveReadOnly
 	}
 	return false
+}
+
+func (x *VolumeMount) GetImageDisk() string {
+	if x != nil {
+		return x.ImageDisk
+	}
+	return ""
 }
 
 type CreateContainerResponse struct {
@@ -3114,7 +3135,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x03DNS\x12\x18\n" +
 	"\aservers\x18\x01 \x03(\tR\aservers\x12\x1a\n" +
 	"\bsearches\x18\x02 \x03(\tR\bsearches\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xe5\x01\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x86\x02\n" +
 	"\x10AddVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\x04kind\x18\x02 \x01(\x0e2%.atoll.agent.v1.AddVolumeRequest.KindR\x04kind\x12\x1d\n" +
@@ -3122,11 +3143,13 @@ const file_agent_proto_rawDesc = "" +
 	"size_limit\x18\x03 \x01(\x03R\tsizeLimit\x12 \n" +
 	"\fhas_fs_group\x18\x04 \x01(\bR\n" +
 	"hasFsGroup\x12\x19\n" +
-	"\bfs_group\x18\x05 \x01(\x03R\afsGroup\"*\n" +
+	"\bfs_group\x18\x05 \x01(\x03R\afsGroup\x12\x14\n" +
+	"\x05share\x18\x06 \x01(\tR\x05share\"5\n" +
 	"\x04Kind\x12\r\n" +
 	"\tEMPTY_DIR\x10\x00\x12\t\n" +
 	"\x05TMPFS\x10\x01\x12\b\n" +
-	"\x04TREE\x10\x02\"\x13\n" +
+	"\x04TREE\x10\x02\x12\t\n" +
+	"\x05SHARE\x10\x03\"\x13\n" +
 	"\x11AddVolumeResponse\"%\n" +
 	"\x13RemoveVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
@@ -3142,14 +3165,16 @@ const file_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"stdin_once\x18\b \x01(\bR\tstdinOnce\x128\n" +
-	"\x18termination_message_path\x18\t \x01(\tR\x16terminationMessagePath\"\xd1\x01\n" +
+	"\x18termination_message_path\x18\t \x01(\tR\x16terminationMessagePath\"\xf0\x01\n" +
 	"\vVolumeMount\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x19\n" +
 	"\bsub_path\x18\x02 \x01(\tR\asubPath\x12 \n" +
 	"\vdestination\x18\x03 \x01(\tR\vdestination\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12 \n" +
 	"\vpropagation\x18\x05 \x01(\tR\vpropagation\x12.\n" +
-	"\x13recursive_read_only\x18\x06 \x01(\bR\x11recursiveReadOnly\"\x19\n" +
+	"\x13recursive_read_only\x18\x06 \x01(\bR\x11recursiveReadOnly\x12\x1d\n" +
+	"\n" +
+	"image_disk\x18\a \x01(\tR\timageDisk\"\x19\n" +
 	"\x17CreateContainerResponse\"\x93\x01\n" +
 	"\x13StartProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
