@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
 
@@ -92,6 +93,7 @@ func (p *pod) startContainer(ctx context.Context, c *container) error {
 	if err := p.startLog(c); err != nil {
 		return step("open its log", err)
 	}
+	failpoint.Hit(failpoint.StartLogOpen)
 	resp, err := call(ctx, p.link, agentapi.AgentService.StartProcess, &agentapi.StartProcessRequest{
 		ContainerId: c.ID, Stdin: c.Config.GetStdin(), Tty: c.Config.GetTty(),
 	})
@@ -101,12 +103,14 @@ func (p *pod) startContainer(ctx context.Context, c *container) error {
 		}
 		return err
 	}
+	failpoint.Hit(failpoint.StartAgentAnswered)
 	err = p.s.store.updateContainer(c.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, func(c *container) bool {
 		return running(c, resp.GetStartedNs())
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
 		p.log.Error("recording a container's start failed; the next start of this process finds it running", "container", c.ID, "err", err)
 	}
+	failpoint.Hit(failpoint.StartRecorded)
 	p.log.Info("container is started", "container", c.ID, "name", c.Config.Metadata.Name)
 	return nil
 }
@@ -115,7 +119,7 @@ func (p *pod) startContainer(ctx context.Context, c *container) error {
 // exit that was faster stays, with its start filled in.
 func running(c *container, startedNs int64) bool {
 	if startedNs > 0 {
-		c.StartedAt = time.Unix(0, startedNs)
+		c.StartedAt = guestClock(startedNs)
 	}
 	if c.StartedAt.Before(c.CreatedAt) {
 		c.StartedAt = c.CreatedAt
@@ -154,7 +158,7 @@ func (r *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.Stop
 	if err != nil {
 		return nil, err
 	}
-	if err := r.stopContainer(ctx, c, time.Duration(max(req.GetTimeout(), 0))*time.Second); err != nil {
+	if err := r.stopContainer(ctx, c, seconds(req.GetTimeout())); err != nil {
 		return nil, fmt.Errorf("stop container %s (%s): %w", c.ID, c.Config.Metadata.Name, err)
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
@@ -194,6 +198,7 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 // more, so that its exit is on the way.
 func (p *pod) signal(ctx context.Context, id string, sig syscall.Signal, all bool) (gone bool, err error) {
 	_, err = call(ctx, p.link, agentapi.AgentService.SignalProcess, &agentapi.SignalProcessRequest{ContainerId: id, Signal: uint32(sig), All: all})
+	failpoint.Hit(failpoint.StopSignalled)
 	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		return true, nil
 	}
@@ -251,6 +256,7 @@ func (s *Server) removeContainer(ctx context.Context, c *container) error {
 		if err := s.stopContainer(ctx, c, 0); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.RemoveKilled)
 		sb, ok := s.store.sandbox(c.SandboxID)
 		if ok && sb.State == runtimeapi.PodSandboxState_SANDBOX_READY {
 			_, err := call(ctx, p.link, agentapi.AgentService.RemoveContainer, &agentapi.RemoveContainerRequest{Id: c.ID})
@@ -258,6 +264,7 @@ func (s *Server) removeContainer(ctx context.Context, c *container) error {
 				return err
 			}
 		}
+		failpoint.Hit(failpoint.RemoveGuestRemoved)
 		if pump := x.logPump(); pump != nil {
 			pump.stop()
 			<-pump.done
@@ -267,7 +274,9 @@ func (s *Server) removeContainer(ctx context.Context, c *container) error {
 		p.mu.Unlock()
 	}
 	s.samples.forget(c.ID)
-	return s.store.removeContainer(c.ID)
+	err := s.store.removeContainer(c.ID)
+	failpoint.Hit(failpoint.RemoveErased)
+	return err
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -47,6 +47,9 @@ func (s *Server) startExec(ctx context.Context, containerID string, cmd []string
 	if len(cmd) == 0 {
 		return nil, refuse("cmd", "it is empty")
 	}
+	if err := checkArguments("cmd", cmd); err != nil {
+		return nil, err
+	}
 	c, p, err := s.runningContainer(containerID)
 	if err != nil {
 		return nil, err
@@ -125,7 +128,7 @@ func (e *execution) wait(ctx context.Context) (int32, error) {
 
 // ExecSync runs a command and returns what it wrote and its exit code.
 func (r *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	timeout := time.Duration(req.GetTimeout()) * time.Second
+	timeout := seconds(req.GetTimeout())
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout)

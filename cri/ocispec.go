@@ -45,12 +45,16 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	env := environment(in)
+	if err := checkArguments("config.command, args and envs, with the image's", args, env); err != nil {
+		return nil, err
+	}
 	sc := in.config.GetLinux().GetSecurityContext()
 	opts := []oci.SpecOpts{
 		oci.WithoutRunMount,
 		oci.WithProcessArgs(args...),
 		oci.WithProcessCwd(firstOf(in.config.GetWorkingDir(), in.image.WorkingDir, "/")),
-		oci.WithEnv(environment(in)),
+		oci.WithEnv(env),
 		withUser(in.user),
 		withNamespaces(in),
 		oci.WithNewPrivileges,

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
@@ -186,6 +187,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 			s.log.Error("recording a container's end failed", "container", c.ID, "err", err)
 		}
 	}
+	failpoint.Hit(failpoint.StopPodContainersMarked)
 	err := s.store.updateSandbox(sandboxID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, func(sb *sandbox) {
 		sb.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 		sb.Reason, sb.Message = string(exit.Reason), clip(exit.Message, 4096)
@@ -227,6 +229,7 @@ func (p *pod) followExits() {
 				}
 				if upTo, ok := acks.end(rec.Offset); ok {
 					p.acknowledge(&agentapi.AcknowledgeRequest{Exits: upTo})
+					failpoint.Hit(failpoint.ExitAcknowledged)
 				}
 			})
 		}
@@ -254,16 +257,19 @@ func (p *pod) containerEnded(rec *agentapi.ExitRecord) error {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, exitDrain)
 	defer cancel()
+	failpoint.Hit(failpoint.ExitArrived)
 	x := p.process(c.ID)
 	if pump := x.logPump(); pump != nil {
 		pump.drain(ctx)
 	}
+	failpoint.Hit(failpoint.ExitLogsDrained)
 	if err := p.fetchTermination(ctx, c); err != nil {
 		p.log.Warn("the termination message could not be fetched", "container", c.ID, "err", err)
 	}
 	err := p.s.store.updateContainer(c.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, func(c *container) bool {
 		return exited(c, rec)
 	})
+	failpoint.Hit(failpoint.ExitRecorded)
 	x.markExited()
 	if err != nil && !errdefs.IsNotFound(err) {
 		p.log.Error("recording a container's exit failed", "container", c.ID, "err", err)
@@ -282,7 +288,7 @@ func exited(c *container, rec *agentapi.ExitRecord) bool {
 	if guestReason.MatchString(rec.Reason) {
 		c.Reason = rec.Reason
 	}
-	c.FinishedAt = time.Unix(0, rec.TimeNs)
+	c.FinishedAt = guestClock(rec.TimeNs)
 	if c.StartedAt.IsZero() {
 		c.StartedAt = c.CreatedAt
 	}

@@ -25,6 +25,9 @@ func (r *runtimeService) UpdateContainerResources(ctx context.Context, req *runt
 	if req.GetLinux() == nil {
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
+	if err := checkResources("linux", req.GetLinux()); err != nil {
+		return nil, err
+	}
 	p, sb, err := r.podOf(c.SandboxID)
 	if err != nil {
 		return nil, err

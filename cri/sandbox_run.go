@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
@@ -152,6 +153,9 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 		return "", err
 	}
 	joined := kit != nil
+	if joined {
+		failpoint.Hit(failpoint.RunClaimed)
+	}
 	if kit == nil {
 		owner := vmpod.Owner{PodUID: vm.PodUID, Namespace: config.Metadata.Namespace, Name: config.Metadata.Name}
 		if kit, err = s.bringUp(ctx, vm, owner, s.sizeOf(hint, config), ports); err != nil {
@@ -180,10 +184,12 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 	if sb.Features, err = s.setup(ctx, kit, config); err != nil {
 		return "", step("set up the guest", err)
 	}
+	failpoint.Hit(failpoint.RunGuestSetUp)
 	p := s.newPod(sb.ID, vm, kit.machine, kit.link)
 	if err = s.store.addSandbox(sb); err != nil {
 		return "", err
 	}
+	failpoint.Hit(failpoint.RunRecorded)
 	s.mu.Lock()
 	s.pods[sb.ID] = p
 	s.mu.Unlock()
@@ -250,7 +256,7 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 	}
 	req.ClockNs = time.Now().UnixNano() // last, so that it is fresh
 	_, err = call(ctx, kit.link, agentapi.AgentService.SetupSandbox, req)
-	return hello.GetFeatures(), err
+	return guestFeatures(hello.GetFeatures()), err
 }
 
 // machineID is the guest's /etc/machine-id: it follows from the VM's identity.

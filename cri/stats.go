@@ -335,7 +335,7 @@ func (s *Server) sandboxStats(rd *reading) *runtimeapi.PodSandboxStats {
 
 func networkUsage(rd *reading) *runtimeapi.NetworkUsage {
 	n := &runtimeapi.NetworkUsage{Timestamp: rd.at.UnixNano()}
-	for _, i := range rd.guest.GetNetworks() {
+	for _, i := range guestNetworks(rd.guest.GetNetworks()) {
 		u := &runtimeapi.NetworkInterfaceUsage{
 			Name: i.Name, RxBytes: value(i.RxBytes), RxErrors: value(i.RxErrors), TxBytes: value(i.TxBytes), TxErrors: value(i.TxErrors),
 		}

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -22,8 +23,28 @@ func checkSandboxConfig(c *runtimeapi.PodSandboxConfig, handler string) error {
 	if err := checkPodUID(m.Uid); err != nil {
 		return err
 	}
+	for field, text := range map[string]string{"config.metadata.name": m.Name, "config.metadata.namespace": m.Namespace} {
+		if err := checkText(field, text, maxNameLength); err != nil {
+			return err
+		}
+	}
 	if handler != "" && handler != RuntimeName {
-		return refuse("runtime_handler", fmt.Sprintf("%q is not known: leave it empty or use %q", handler, RuntimeName))
+		return refuse("runtime_handler", fmt.Sprintf("%.100q is not known: leave it empty or use %q", handler, RuntimeName))
+	}
+	if err := checkHostPath("config.log_directory", c.GetLogDirectory()); err != nil {
+		return err
+	}
+	if err := checkNet(c); err != nil {
+		return err
+	}
+	if err := checkSysctls(c.GetLinux().GetSysctls()); err != nil {
+		return err
+	}
+	if err := checkResources("config.linux.resources", c.GetLinux().GetResources()); err != nil {
+		return err
+	}
+	if err := checkResources("config.linux.overhead", c.GetLinux().GetOverhead()); err != nil {
+		return err
 	}
 	if c.GetWindows() != nil {
 		return refuse("config.windows", "pod VMs run Linux: use a Windows node")
@@ -74,8 +95,20 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 	if c.GetMetadata().GetName() == "" {
 		return refuse("config.metadata", "name is required")
 	}
+	if err := checkText("config.metadata.name", c.Metadata.Name, maxNameLength); err != nil {
+		return err
+	}
 	if c.GetImage().GetImage() == "" {
 		return refuse("config.image", "image is required")
+	}
+	if err := checkFiles(c); err != nil {
+		return err
+	}
+	if err := checkEnvironment(c.GetEnvs()); err != nil {
+		return err
+	}
+	if err := checkResources("config.linux.resources", c.GetLinux().GetResources()); err != nil {
+		return err
 	}
 	if len(c.GetDevices()) > 0 {
 		return refuse("config.devices", fmt.Sprintf("%s is a device of the node, which a pod VM does not see: use a volume", c.Devices[0].HostPath))
@@ -87,9 +120,6 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 		return refuse("config.windows", "pod VMs run Linux: use a Windows node")
 	}
 	for _, m := range c.GetMounts() {
-		if m.GetImage().GetImage() != "" {
-			return refuse("config.mounts", fmt.Sprintf("image volume %q at %s: not supported yet; copy its files in an init container instead", m.Image.Image, m.ContainerPath))
-		}
 		if err := checkMountMappings(m, c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()); err != nil {
 			return err
 		}
@@ -113,6 +143,33 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 		for _, h := range c.Linux.Resources.HugepageLimits {
 			if h.Limit > 0 {
 				return refuse("config.linux.resources.hugepage_limits", "guests have no huge pages of "+h.PageSize+": remove the hugepages- resource")
+			}
+		}
+	}
+	return nil
+}
+
+// checkFiles looks at every path that a container's config names.
+func checkFiles(c *runtimeapi.ContainerConfig) error {
+	if p := c.GetLogPath(); p != "" && (checkText("config.log_path", p, maxPathLength-1) != nil || !filepath.IsLocal(p)) {
+		return refuse("config.log_path", fmt.Sprintf("%.200q: want a path that stays below the pod's log directory", p))
+	}
+	if err := checkGuestPath("config.working_dir", c.GetWorkingDir()); err != nil {
+		return err
+	}
+	for _, m := range c.GetMounts() {
+		if err := checkGuestPath("config.mounts.container_path", m.GetContainerPath()); err != nil {
+			return err
+		}
+		if err := checkGuestPath("config.mounts.host_path", m.GetHostPath()); err != nil {
+			return err
+		}
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(), "readonly_paths": sc.GetReadonlyPaths()} {
+		for _, p := range list {
+			if err := checkGuestPath("config.linux.security_context."+field, p); err != nil {
+				return err
 			}
 		}
 	}
