@@ -223,7 +223,9 @@ func (u *up) spherelet() (component, bool, error) {
 		return c, false, err
 	}
 	u.onFailure(func(ctx context.Context) error {
-		return stopSpherelet(ctx, u.Layout, u.opt.Assets)
+		// The VMs stay: they may have run before this call.
+		_, err := stopComponent(ctx, u.Layout, Spherelet, stopGrace)
+		return err
 	})
 	c, err := start(u.Layout, Spherelet, []string{u.opt.Assets.Spherelet(), "--config", u.SphereletConfig(u.state.Node)})
 	if err != nil {
