@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
@@ -82,6 +83,7 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	if err != nil {
 		return "", err
 	}
+	failpoint.Hit(failpoint.CreateImageReady)
 	spec, err := p.specFor(sb, config, img, disk)
 	if err != nil {
 		return "", err
@@ -114,9 +116,11 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	if _, err = call(ctx, p.link, agentapi.AgentService.CreateContainer, req); err != nil {
 		return "", err
 	}
+	failpoint.Hit(failpoint.CreateAgentAnswered)
 	if err = s.store.addContainer(c); err != nil {
 		return "", err
 	}
+	failpoint.Hit(failpoint.CreateRecorded)
 	p.process(c.ID)
 	p.log.Info("container is created", "container", c.ID, "name", config.Metadata.Name, "image", config.Image.Image)
 	return c.ID, nil

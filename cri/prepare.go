@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/vmpod"
@@ -223,6 +224,7 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 	if err := s.store.addIntent(vm); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.RunIntentRecorded)
 	kit := &machineKit{vm: vm, size: z}
 	defer func() {
 		if err != nil {
@@ -234,10 +236,12 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		kit.attachment, err = s.config.Network.Attach(gctx, netplugin.Request{Key: vm.String(), Namespace: owner.Namespace, Name: owner.Name, HostPorts: ports})
+		failpoint.Hit(failpoint.RunNetworkAttached)
 		return step("attach the network", err)
 	})
 	g.Go(func() (err error) {
 		disk, err = s.config.Ephemeral.Create(gctx, vm.String(), z.ephemeral)
+		failpoint.Hit(failpoint.RunDiskMade)
 		return step("make the ephemeral disk", err)
 	})
 	g.Go(func() (err error) {
@@ -256,10 +260,12 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 		return nil, step("launch the machine", err)
 	}
 	launched := time.Now()
+	failpoint.Hit(failpoint.RunLaunched)
 	kit.link = newLink(kit.machine, s.log.With("pod_uid", vm.PodUID))
 	if err := s.awaitAgent(ctx, kit); err != nil {
 		return nil, step("reach the agent", err)
 	}
+	failpoint.Hit(failpoint.RunAgentAnswered)
 	s.log.Info("pod VM is up", "pod_uid", vm.PodUID, "vm", vm.String(), "launch", launched.Sub(start), "agent", time.Since(launched))
 	return kit, nil
 }
@@ -348,6 +354,9 @@ func (s *Server) unmake(vm vmpod.ID, kit *machineKit) error {
 // its disks and its tap stay.
 func (s *Server) reclaim(ctx context.Context, vm vmpod.ID) error {
 	key := vm.String()
+	if err := failpoint.Err(failpoint.ReclaimBegun); err != nil {
+		return err
+	}
 	m, err := s.config.Driver.Open(ctx, vm)
 	if err == nil {
 		err = m.Remove(ctx)
@@ -355,6 +364,7 @@ func (s *Server) reclaim(ctx context.Context, vm vmpod.ID) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove pod VM %s: %w", vm, err)
 	}
+	failpoint.Hit(failpoint.ReclaimMachineRemoved)
 	err = errors.Join(
 		step("detach the network of "+key, s.config.Network.Detach(ctx, key)),
 		step("release the images of "+key, s.config.Images.Release(ctx, key)),
@@ -363,5 +373,10 @@ func (s *Server) reclaim(ctx context.Context, vm vmpod.ID) error {
 	if err != nil {
 		return err
 	}
-	return s.store.dropIntent(vm)
+	failpoint.Hit(failpoint.ReclaimPartsRemoved)
+	if err := s.store.dropIntent(vm); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.ReclaimIntentDropped)
+	return nil
 }

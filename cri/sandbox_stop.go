@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
@@ -51,6 +52,7 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 			return nil
 		}
 		p.killContainers(ctx)
+		failpoint.Hit(failpoint.StopPodKilled)
 		if err := p.machine.Stop(ctx, 0); err != nil && !errdefs.IsNotFound(err) {
 			return step("stop the machine", err)
 		}
@@ -59,6 +61,7 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		failpoint.Hit(failpoint.StopPodMachineStopped)
 		p.close(errSandboxStopped)
 	} else {
 		s.markDead(sb.ID, vmpod.Exit{Reason: vmpod.ExitStopped, Message: "the sandbox was stopped", At: time.Now()})
@@ -71,7 +74,9 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.StopPodReleased)
 	err = s.store.updateSandbox(sb.ID, noEvent, func(sb *sandbox) { sb.Released = true })
+	failpoint.Hit(failpoint.StopPodRecorded)
 	s.mu.Lock()
 	delete(s.pods, sb.ID)
 	s.mu.Unlock()
@@ -128,9 +133,11 @@ func (r *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 			return nil, err
 		}
 	}
+	failpoint.Hit(failpoint.RemovePodContainers)
 	if err := r.store.removeSandbox(sb.ID); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.RemovePodErased)
 	r.forgetHint(sb.VM.PodUID)
 	r.log.Info("sandbox is removed", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID)
 	return &runtimeapi.RemovePodSandboxResponse{}, nil

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/vmpod"
 )
@@ -302,6 +303,7 @@ func (s *store) addContainer(r *container) error {
 		return err
 	}
 	err = s.secrets.save(r)
+	failpoint.Hit(failpoint.CreateSecretsSaved)
 	if err == nil {
 		err = s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, r.ID, r.withoutSecrets()) })
 	}
@@ -355,6 +357,7 @@ func (s *store) removeContainer(id string) error {
 		}
 		return tx.Bucket(bucketContainers).Delete([]byte(id))
 	})
+	failpoint.Hit(failpoint.RemoveRecordErased)
 	if err = errors.Join(err, s.secrets.remove(id)); err != nil {
 		return fmt.Errorf("erase container %s: %w", id, err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
@@ -51,6 +52,7 @@ func (p *pod) ensureVolume(ctx context.Context, v volume) error {
 	if _, err := call(ctx, p.link, agentapi.AgentService.AddVolume, req); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.CreateVolumeAdded)
 	live = &liveVolume{pod: p, volume: v}
 	if v.Follow { // first follow, then send: no change falls between
 		if err := p.s.watch.add(live); err != nil {
@@ -66,10 +68,12 @@ func (p *pod) ensureVolume(ctx context.Context, v volume) error {
 	p.mu.Lock()
 	p.volumes[v.ID] = live
 	p.mu.Unlock()
-	return p.s.store.updateSandbox(p.id, noEvent, func(sb *sandbox) {
+	err := p.s.store.updateSandbox(p.id, noEvent, func(sb *sandbox) {
 		sb.Volumes = slices.DeleteFunc(sb.Volumes, func(o volume) bool { return o.ID == v.ID })
 		sb.Volumes = append(sb.Volumes, live.record())
 	})
+	failpoint.Hit(failpoint.CreateVolumeNoted)
+	return err
 }
 
 func (l *liveVolume) record() volume {

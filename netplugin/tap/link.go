@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/failpoint"
 )
 
 // aliasPrefix begins the alias (`ip -d link`) of every link that we made; the
@@ -26,6 +28,7 @@ func (n *Network) ensureTap(r record) error {
 		if err := createTap(name, n.cfg.UID, n.cfg.GID); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.AttachTapMade)
 		link, err = n.nl.LinkByName(name)
 	}
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/netplugin/ipam"
 	"github.com/vishvananda/netlink"
@@ -226,6 +227,7 @@ func (n *Network) Attach(ctx context.Context, req netplugin.Request) (netplugin.
 		if err := n.store.save(r); err != nil {
 			return netplugin.Attachment{}, err
 		}
+		failpoint.Hit(failpoint.AttachRecorded)
 		n.records[r.Key], n.last = r, r.Address
 	}
 	err := n.ensure(ctx, r)
@@ -293,10 +295,12 @@ func (n *Network) ensure(ctx context.Context, r record) error {
 	if err := n.ensureTap(r); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.AttachTapUp)
 	err := n.fw.add(ctx, r)
 	if errors.Is(err, errNoTable) {
-		return n.fw.replace(ctx, n.podCIDR, n.records)
+		err = n.fw.replace(ctx, n.podCIDR, n.records)
 	}
+	failpoint.Hit(failpoint.AttachFiltered)
 	return err
 }
 
@@ -306,13 +310,16 @@ func (n *Network) remove(ctx context.Context, r record) error {
 	if err := n.fw.remove(ctx, r); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.DetachFilter)
 	if err := n.removeTap(r.tap()); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.DetachTap)
 	n.forgetConnections(ctx, r)
 	if err := n.store.remove(r.Key); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.DetachRecord)
 	delete(n.records, r.Key)
 	return nil
 }

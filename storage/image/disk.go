@@ -19,6 +19,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/erofs"
 )
@@ -70,6 +71,7 @@ func (s *Store) Disk(ctx context.Context, imageID, user string) (storage.ImageDi
 	if err != nil {
 		return storage.ImageDisk{}, err
 	}
+	failpoint.Hit(failpoint.HoldRecorded)
 	rec, err := s.ensureDisk(ctx, imageID, !fresh)
 	if err != nil {
 		if fresh {
@@ -185,6 +187,7 @@ func (s *Store) makeDisk(ctx context.Context, m *manifest) (diskRecord, error) {
 	if err != nil {
 		return diskRecord{}, err
 	}
+	failpoint.Hit(failpoint.PullBuilt)
 	// Readable for QEMU as whatever user, writable for nobody.
 	if err := os.Chmod(s.diskPath(m.id()), 0o444); err != nil {
 		return diskRecord{}, err
@@ -193,7 +196,9 @@ func (s *Store) makeDisk(ctx context.Context, m *manifest) (diskRecord, error) {
 		s.log.Warn("image has extended attributes that its disk leaves out", "image", m.id(), "attributes", img.Dropped)
 	}
 	rec := diskRecord{Image: img, Version: erofs.Version, BootID: s.bootID}
-	return rec, s.recordDisk(m.id(), rec)
+	err = s.recordDisk(m.id(), rec)
+	failpoint.Hit(failpoint.PullDiskRecorded)
+	return rec, err
 }
 
 func (s *Store) openBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
@@ -292,6 +297,7 @@ func (s *Store) release(ctx context.Context, id, user string) error {
 	if err := s.unhold(id, user); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.HoldErased)
 	records, err := s.records(ctx)
 	if err != nil || len(records[id]) > 0 {
 		return err
@@ -317,9 +323,11 @@ func (s *Store) dropDisk(id string) error {
 	if err != nil || held {
 		return err
 	}
+	failpoint.Hit(failpoint.ImageDiskForgot)
 	if err := os.Remove(s.diskPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	failpoint.Hit(failpoint.ImageDiskErased)
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 )
 
@@ -148,6 +149,7 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 		s.fetches.RUnlock()
 		return storage.Image{}, err
 	}
+	failpoint.Hit(failpoint.PullLeased)
 	defer s.endPull(context.WithoutCancel(ctx), lease, &err)
 	ctx = leases.WithLease(ctx, lease.ID)
 
@@ -169,6 +171,7 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 		if err := s.record(ctx, name, root, got.id()); err != nil {
 			return storage.Image{}, err
 		}
+		failpoint.Hit(failpoint.PullNamed)
 	}
 	records, err := s.records(ctx)
 	if err != nil {
@@ -189,6 +192,7 @@ func (s *Store) endPull(ctx context.Context, lease leases.Lease, failed *error) 
 	if err := s.leases.Delete(ctx, lease); err != nil {
 		s.log.Warn("the lease of a pull stays until the next start", "error", err)
 	}
+	failpoint.Hit(failpoint.PullUnleased)
 	if *failed == nil {
 		return
 	}
@@ -253,6 +257,7 @@ func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, *manifest, erro
 	if err != nil {
 		return none, nil, err
 	}
+	failpoint.Hit(failpoint.PullManifest)
 	if err := p.config(ctx, m); err != nil {
 		return none, nil, err
 	}
@@ -302,12 +307,18 @@ func (p *puller) layers(ctx context.Context, m *manifest) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(p.store.downloads)
 	for _, layer := range missing {
-		group.Go(func() error { return p.blob(ctx, layer, layer.Size) })
+		group.Go(func() error {
+			err := p.blob(ctx, layer, layer.Size)
+			failpoint.Hit(failpoint.PullLayer)
+			return err
+		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return p.store.link(ctx, m.desc.Digest, append([]ocispec.Descriptor{m.Config}, m.Layers...))
+	err := p.store.link(ctx, m.desc.Digest, append([]ocispec.Descriptor{m.Config}, m.Layers...))
+	failpoint.Hit(failpoint.PullLinked)
+	return err
 }
 
 // checkSpace refuses what cannot fit before it fills the disk.

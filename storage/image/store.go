@@ -33,6 +33,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/erofs"
 )
@@ -333,12 +334,14 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 			return fmt.Errorf("remove image %s: %w", rec.Name, err)
 		}
 	}
+	failpoint.Hit(failpoint.ImageUnnamed)
 	s.mu.Lock()
 	delete(s.details, id)
 	s.mu.Unlock()
 	if _, err := s.meta.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
+	failpoint.Hit(failpoint.ImageCollected)
 	return s.dropDisk(id)
 }
 

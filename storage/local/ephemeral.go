@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
 )
 
@@ -127,9 +128,11 @@ func (e *Ephemeral) make(ctx context.Context, path, key string, bytes int64) err
 	if err := e.format(ctx, f.Name()); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.DiskFormatted)
 	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	failpoint.Hit(failpoint.DiskLinked)
 	return nil
 }
 
@@ -178,6 +181,7 @@ func (e *Ephemeral) Remove(_ context.Context, key string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("erase ephemeral disk %s: %w", key, err)
 	}
+	failpoint.Hit(failpoint.DiskErased)
 	return nil
 }
 

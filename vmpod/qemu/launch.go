@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -23,6 +24,7 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.LaunchDirMade)
 	var m *Machine
 	defer func() {
 		if err != nil {
@@ -47,10 +49,12 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.LaunchMonitored)
 	// Only now into its cgroup: KVM creates a VM many times slower inside one.
 	// The CPUs are still stopped, so that no guest memory is charged elsewhere.
 	m.mu.Lock()
 	m.proc.Cgroups = d.account(spec, m.proc.PID)
+	failpoint.Hit(failpoint.LaunchAccounted)
 	err = dir.write(processFile, m.proc)
 	m.mu.Unlock()
 	if err != nil {
@@ -59,6 +63,7 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	if err := q.run(ctx, "cont", nil, nil); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.LaunchContinued)
 	m.transition(vmpod.EventStarted)
 	d.remember(m)
 	log.Info("pod VM launched", "pid", m.proc.PID, "accelerator", m.proc.Accelerator, "cpus", spec.CPUs, "memory", spec.Memory)
@@ -69,10 +74,12 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machine, error) {
 	files := &fdTable{sockets: d.socketPaths(spec.ID)}
 	defer files.close()
-	args, err := d.command(spec).argv(files)
+	command := d.command(spec)
+	args, err := command.argv(files)
 	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.LaunchListening)
 	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -86,7 +93,8 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 	if err != nil {
 		return nil, err
 	}
-	proc.Accelerator = d.accel
+	failpoint.Hit(failpoint.LaunchStarted)
+	proc.Accelerator, proc.SharedMemory = d.accel, d.sharesMemory()
 	m := newMachine(d, spec, dir, proc)
 	m.child = kid
 	if err := dir.write(processFile, proc); err != nil {
@@ -94,6 +102,7 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 		<-kid.ended
 		return nil, err
 	}
+	failpoint.Hit(failpoint.LaunchRecorded)
 	if m.pidfd, err = proc.open(); err != nil {
 		_ = unix.Kill(proc.PID, unix.SIGKILL) // still our child, or a zombie
 		<-kid.ended
@@ -104,7 +113,8 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 }
 
 func (d *Driver) command(spec vmpod.Spec) command {
-	return command{spec: spec, guest: d.cfg.Guest, accel: d.accel, tscKHz: d.tscKHz, sandbox: d.qemu.sandbox, paused: true}
+	cpus, memory := d.cfg.room(spec)
+	return command{spec: spec, maxCPUs: cpus, maxMemory: memory, guest: d.cfg.Guest, accel: d.accel, tscKHz: d.tscKHz, sandbox: d.qemu.sandbox, shared: d.sharesMemory(), paused: true}
 }
 
 // withUser is the driver's Config with the user that the VM is to run as.
@@ -155,12 +165,14 @@ func (d *Driver) undo(spec vmpod.Spec, dir vmDir) error {
 		dirs = append(dirs, filepath.Join(h.root, d.cgroupPath(spec)))
 	}
 	err := removeCgroups(dirs, d.cfg.Cgroup)
+	failpoint.Hit(failpoint.EraseCgroups)
 	d.mu.Lock()
 	d.users.release(spec.ID)
 	d.mu.Unlock()
 	for _, path := range d.socketPaths(spec.ID) {
 		os.Remove(path)
 	}
+	failpoint.Hit(failpoint.EraseSockets)
 	return errors.Join(err, dir.erase())
 }
 

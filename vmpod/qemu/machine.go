@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -35,7 +36,7 @@ type Machine struct {
 	// that is known as well.
 	gone, ended chan struct{}
 
-	// plugging serialises changes of devices.
+	// plugging serialises changes of devices and growth.
 	plugging sync.Mutex
 
 	mu        sync.Mutex
@@ -46,6 +47,7 @@ type Machine struct {
 	seen      evidence
 	faults    diskFaults
 	devices   deviceTable
+	extent    *vmpod.Extent // what QEMU said last; nil before it was asked
 	agent     *agentConn
 	removed   bool
 }
@@ -109,7 +111,14 @@ func (m *Machine) transitionLocked(e vmpod.Event) {
 func (m *Machine) Spec() vmpod.Spec {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.devices.spec(m.launched)
+	s := m.devices.spec(m.launched)
+	if m.extent != nil {
+		s.CPUs = m.extent.CPUs
+		if m.extent.Memory > memoryMiB(s)<<20 {
+			s.Memory = m.extent.Memory
+		}
+	}
+	return s
 }
 
 // Status implements vmpod.Machine. While the machine runs, Reason and Message
@@ -282,6 +291,7 @@ func (m *Machine) Stop(ctx context.Context, grace time.Duration) error {
 	if err := m.intendStop(); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.QuitIntended)
 	if grace > 0 {
 		if err := m.pressPower(ctx, grace); err != nil {
 			return err
@@ -367,6 +377,7 @@ func (m *Machine) kill() error {
 	}
 	select {
 	case <-m.ended:
+		failpoint.Hit(failpoint.QuitRecorded)
 		return nil
 	case <-m.d.life.Done():
 		return fmt.Errorf("the QEMU driver is closed: %w", errdefs.ErrUnavailable)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -37,6 +38,7 @@ func (m *Machine) supervise(adopted bool) {
 			<-consoleDone
 			return
 		}
+		failpoint.Hit(failpoint.QuitGone)
 		// What QEMU said last is still in its sockets.
 		<-monitorDone
 		<-consoleDone
@@ -186,6 +188,9 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 	}
 	if err := m.reconcile(ctx, q); err != nil {
 		m.log.Warn("devices cannot be compared with QEMU's", "err", err)
+	}
+	if _, err := m.inspect(ctx, q); err != nil {
+		m.log.Warn("QEMU does not tell how large the VM is", "err", err)
 	}
 	m.transition(vmpod.EventAnswered)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -59,6 +60,7 @@ func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
 	if err := m.setTable(after); err != nil { // the intent, before the act
 		return err
 	}
+	failpoint.Hit(failpoint.PlugRecorded)
 	if dev.Disk != nil {
 		err = addDisk(ctx, q, *dev.Disk, slot)
 	} else {
@@ -131,7 +133,10 @@ func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, slot int) error {
 	if err := q.run(ctx, "blockdev-add", blockNode(d, path), nil); err != nil {
 		return err
 	}
-	return q.run(ctx, "device_add", diskDevice(d, slot), nil)
+	failpoint.Hit(failpoint.PlugNodeAdded)
+	err = q.run(ctx, "device_add", diskDevice(d, slot), nil)
+	failpoint.Hit(failpoint.PlugDeviceAdded)
+	return err
 }
 
 func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, slot int) error {

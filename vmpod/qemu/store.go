@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -51,6 +52,7 @@ func createVMDir(state string, spec vmpod.Spec) (vmDir, error) {
 		os.RemoveAll(string(tmp))
 		return "", err
 	}
+	failpoint.Hit(failpoint.LaunchDirHalf)
 	d := vmDir(filepath.Join(state, name))
 	if err := os.Rename(string(tmp), string(d)); err != nil {
 		os.RemoveAll(string(tmp))
@@ -67,7 +69,10 @@ func (d vmDir) erase() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.RemoveAll(gone)
+	failpoint.Hit(failpoint.EraseDirHalf)
+	err = os.RemoveAll(gone)
+	failpoint.Hit(failpoint.EraseDirComplete)
+	return err
 }
 
 // sweep erases what a crash left half made or half erased.

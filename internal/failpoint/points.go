@@ -1,0 +1,146 @@
+package failpoint
+
+// A Point is the name of one instant: part/act/what has just happened.
+type Point string
+
+// Points of Prepare and RunPodSandbox.
+const (
+	RunIntentRecorded  Point = "cri/run/intent-recorded"
+	RunNetworkAttached Point = "cri/run/network-attached"
+	RunDiskMade        Point = "cri/run/disk-made"
+	RunLaunched        Point = "cri/run/launched"
+	RunAgentAnswered   Point = "cri/run/agent-answered"
+	RunClaimed         Point = "cri/run/preparation-claimed"
+	RunGuestSetUp      Point = "cri/run/guest-set-up"
+	RunRecorded        Point = "cri/run/sandbox-recorded"
+)
+
+// Points of CreateContainer.
+const (
+	CreateImageReady    Point = "cri/create/image-ready"
+	CreateVolumeAdded   Point = "cri/create/volume-added"
+	CreateVolumeNoted   Point = "cri/create/volume-recorded"
+	CreateAgentAnswered Point = "cri/create/agent-answered"
+	CreateSecretsSaved  Point = "cri/create/secrets-saved"
+	CreateRecorded      Point = "cri/create/container-recorded"
+)
+
+// Points of StartContainer.
+const (
+	StartLogOpen       Point = "cri/start/log-open"
+	StartAgentAnswered Point = "cri/start/agent-answered"
+	StartRecorded      Point = "cri/start/start-recorded"
+)
+
+// Points of StopContainer, and of every exit.
+const (
+	StopSignalled    Point = "cri/stop/signalled"
+	ExitArrived      Point = "cri/exit/arrived"
+	ExitLogsDrained  Point = "cri/exit/logs-drained"
+	ExitRecorded     Point = "cri/exit/exit-recorded"
+	ExitAcknowledged Point = "cri/exit/acknowledged"
+)
+
+// Points of RemoveContainer.
+const (
+	RemoveKilled       Point = "cri/remove/killed"
+	RemoveGuestRemoved Point = "cri/remove/guest-removed"
+	RemoveRecordErased Point = "cri/remove/record-erased"
+	RemoveErased       Point = "cri/remove/secrets-erased"
+)
+
+// Points of StopPodSandbox.
+const (
+	StopPodKilled           Point = "cri/stop-pod/containers-killed"
+	StopPodContainersMarked Point = "cri/stop-pod/containers-marked"
+	StopPodMachineStopped   Point = "cri/stop-pod/machine-stopped"
+	StopPodReleased         Point = "cri/stop-pod/network-and-images-released"
+	StopPodRecorded         Point = "cri/stop-pod/release-recorded"
+)
+
+// Points of RemovePodSandbox, and of taking back what was half made.
+const (
+	ReclaimBegun          Point = "cri/reclaim/begun"
+	ReclaimMachineRemoved Point = "cri/reclaim/machine-removed"
+	ReclaimPartsRemoved   Point = "cri/reclaim/parts-removed"
+	ReclaimIntentDropped  Point = "cri/reclaim/intent-dropped"
+	RemovePodContainers   Point = "cri/remove-pod/containers-erased"
+	RemovePodErased       Point = "cri/remove-pod/sandbox-erased"
+)
+
+// Points of the QEMU driver.
+const (
+	LaunchDirHalf    Point = "qemu/launch/directory-half-made"
+	LaunchDirMade    Point = "qemu/launch/directory-made"
+	LaunchListening  Point = "qemu/launch/sockets-listening"
+	LaunchStarted    Point = "qemu/launch/process-started"
+	LaunchRecorded   Point = "qemu/launch/process-recorded"
+	LaunchMonitored  Point = "qemu/launch/monitor-answered"
+	LaunchAccounted  Point = "qemu/launch/cgroups-made"
+	LaunchContinued  Point = "qemu/launch/cpus-started"
+	PlugRecorded     Point = "qemu/plug/intent-recorded"
+	PlugNodeAdded    Point = "qemu/plug/node-added"
+	PlugDeviceAdded  Point = "qemu/plug/device-added"
+	QuitIntended     Point = "qemu/stop/intent-recorded"
+	QuitGone         Point = "qemu/stop/process-gone"
+	QuitRecorded     Point = "qemu/stop/exit-recorded"
+	EraseCgroups     Point = "qemu/remove/cgroups-removed"
+	EraseSockets     Point = "qemu/remove/sockets-removed"
+	EraseDirHalf     Point = "qemu/remove/directory-renamed"
+	EraseDirComplete Point = "qemu/remove/directory-erased"
+)
+
+// Points of the pod network.
+const (
+	AttachRecorded Point = "tap/attach/recorded"
+	AttachTapMade  Point = "tap/attach/tap-made"
+	AttachTapUp    Point = "tap/attach/tap-up"
+	AttachFiltered Point = "tap/attach/filter-added"
+	DetachFilter   Point = "tap/detach/filter-removed"
+	DetachTap      Point = "tap/detach/tap-removed"
+	DetachRecord   Point = "tap/detach/record-erased"
+)
+
+// Points of the pods' writable disks.
+const (
+	DiskFormatted Point = "disk/create/formatted"
+	DiskLinked    Point = "disk/create/linked"
+	DiskErased    Point = "disk/remove/erased"
+)
+
+// Points of the image store.
+const (
+	PullLeased       Point = "image/pull/leased"
+	PullManifest     Point = "image/pull/manifest-committed"
+	PullLayer        Point = "image/pull/layer-committed"
+	PullLinked       Point = "image/pull/layers-linked"
+	PullBuilt        Point = "image/pull/disk-built"
+	PullDiskRecorded Point = "image/pull/disk-recorded"
+	PullNamed        Point = "image/pull/name-recorded"
+	PullUnleased     Point = "image/pull/lease-ended"
+	HoldRecorded     Point = "image/hold/recorded"
+	HoldErased       Point = "image/hold/erased"
+	ImageUnnamed     Point = "image/remove/names-erased"
+	ImageCollected   Point = "image/remove/content-erased"
+	ImageDiskForgot  Point = "image/remove/disk-record-erased"
+	ImageDiskErased  Point = "image/remove/disk-erased"
+)
+
+// All are the points, in the order in which a pod meets them.
+var All = []Point{
+	PullLeased, PullManifest, PullLayer, PullLinked, PullBuilt, PullDiskRecorded, PullNamed, PullUnleased,
+	RunIntentRecorded, AttachRecorded, AttachTapMade, AttachTapUp, AttachFiltered, RunNetworkAttached,
+	DiskFormatted, DiskLinked, RunDiskMade,
+	LaunchDirHalf, LaunchDirMade, LaunchListening, LaunchStarted, LaunchRecorded, LaunchMonitored, LaunchAccounted, LaunchContinued,
+	RunLaunched, RunAgentAnswered, RunClaimed, RunGuestSetUp, RunRecorded,
+	HoldRecorded, PlugRecorded, PlugNodeAdded, PlugDeviceAdded,
+	CreateImageReady, CreateVolumeAdded, CreateVolumeNoted, CreateAgentAnswered, CreateSecretsSaved, CreateRecorded,
+	StartLogOpen, StartAgentAnswered, StartRecorded,
+	StopSignalled, ExitArrived, ExitLogsDrained, ExitRecorded, ExitAcknowledged,
+	RemoveKilled, RemoveGuestRemoved, RemoveRecordErased, RemoveErased,
+	StopPodKilled, QuitIntended, QuitGone, QuitRecorded, StopPodContainersMarked, StopPodMachineStopped,
+	DetachFilter, DetachTap, DetachRecord, HoldErased, StopPodReleased, StopPodRecorded,
+	ReclaimBegun, EraseCgroups, EraseSockets, EraseDirHalf, EraseDirComplete, ReclaimMachineRemoved,
+	DiskErased, ReclaimPartsRemoved, ReclaimIntentDropped, RemovePodContainers, RemovePodErased,
+	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased,
+}
