@@ -99,6 +99,8 @@ func TestPlanMounts(t *testing.T) {
 		"root":                 {{ContainerPath: "/", HostPath: host}},
 		"relative source":      {{ContainerPath: "/a", HostPath: "b"}},
 		"twice":                {{ContainerPath: "/a", HostPath: host}, {ContainerPath: "/a/", HostPath: host}},
+		"image and path":       {{ContainerPath: "/a", HostPath: host, Image: &runtimeapi.ImageSpec{Image: "y"}}},
+		"image at the same":    {{ContainerPath: "/a", HostPath: host}, {ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "y"}}},
 	} {
 		if _, err := planMounts("/var/lib/kubelet", podUID, false, m); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: got %v", name, err)
@@ -247,9 +249,6 @@ func TestRefusals(t *testing.T) {
 		"image":   func(c *runtimeapi.ContainerConfig) { c.Image = nil },
 		"run_as_user": func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
-		},
-		"image volume": func(c *runtimeapi.ContainerConfig) {
-			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: "y"}}}
 		},
 		"hugepages": func(c *runtimeapi.ContainerConfig) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
@@ -48,6 +50,9 @@ func (r *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 		return nil, err
 	}
 	id, err := p.createContainer(ctx, sb, config)
+	if errors.Is(err, crierrors.ErrImageVolumeMountFailed) {
+		return nil, err // the kubelet looks at its first words
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", config.Metadata.Name, err)
 	}
@@ -81,6 +86,9 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	}
 	img, disk, err := p.imageDisk(ctx, config)
 	if err != nil {
+		return "", err
+	}
+	if err := p.plugImageVolumes(ctx, plan); err != nil {
 		return "", err
 	}
 	failpoint.Hit(failpoint.CreateImageReady)
@@ -136,7 +144,8 @@ func (p *pod) forgetGuestContainer(id string) {
 	}
 }
 
-// imageDisk finds the image and sees to it that the machine has its disk.
+// imageDisk finds the container's image and sees to it that the machine has
+// its disk.
 func (p *pod) imageDisk(ctx context.Context, config *runtimeapi.ContainerConfig) (storage.Image, storage.ImageDisk, error) {
 	ref := firstOf(config.Image.GetImageRef(), config.Image.Image)
 	img, err := p.s.config.Images.Get(ctx, ref)
@@ -146,19 +155,25 @@ func (p *pod) imageDisk(ctx context.Context, config *runtimeapi.ContainerConfig)
 	if err != nil {
 		return img, storage.ImageDisk{}, err
 	}
+	disk, err := p.plugImage(ctx, img)
+	return img, disk, err
+}
+
+// plugImage gives the machine an image's disk, unless it has it.
+func (p *pod) plugImage(ctx context.Context, img storage.Image) (storage.ImageDisk, error) {
 	disk, err := p.s.config.Images.Disk(ctx, img.ID, p.vm.String())
 	if err != nil {
-		return img, disk, err
+		return disk, err
 	}
 	d := imageDisk(disk)
 	if slices.ContainsFunc(p.machine.Spec().Disks, func(o vmpod.Disk) bool { return o.ID == d.ID }) {
-		return img, disk, nil
+		return disk, nil
 	}
 	plugger, ok := p.machine.(vmpod.Plugger)
 	if !ok {
-		return img, disk, fmt.Errorf("image %s came after the pod VM was launched, and this hypervisor cannot add disks to a running one: pull it before the pod starts: %w", config.Image.Image, errdefs.ErrFailedPrecondition)
+		return disk, fmt.Errorf("image %s came after the pod VM was launched, and this hypervisor cannot add disks to a running one: pull it before the pod starts: %w", img.ID, errdefs.ErrFailedPrecondition)
 	}
-	return img, disk, step("plug the image's disk", plugger.Plug(ctx, vmpod.Device{Disk: &d}))
+	return disk, step("plug the image's disk", plugger.Plug(ctx, vmpod.Device{Disk: &d}))
 }
 
 func (p *pod) specFor(sb *sandbox, config *runtimeapi.ContainerConfig, img storage.Image, disk storage.ImageDisk) (*specs.Spec, error) {

@@ -48,8 +48,10 @@ type terminationLog struct {
 // A mountPlan is what became of the mounts of one container: decided before
 // anything is done.
 type mountPlan struct {
-	volumes     []volume
-	mounts      []*agentapi.VolumeMount
+	volumes []volume
+	mounts  []*agentapi.VolumeMount
+	// images are mounts of images; resolve turns them into mounts.
+	images      []*runtimeapi.Mount
 	termination *terminationLog
 	// reported is what ContainerStatus shows.
 	reported []*runtimeapi.Mount
@@ -78,6 +80,9 @@ func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimea
 		switch {
 		case !filepath.IsAbs(dst) || dst == "/":
 			return nil, refuse("config.mounts", fmt.Sprintf("container_path %q: want an absolute path below /", m.ContainerPath))
+		case m.GetImage().GetImage() != "" && m.GetHostPath() != "":
+			return nil, refuse("config.mounts", fmt.Sprintf("%s has both an image and a host_path: remove one", dst))
+		case m.GetImage().GetImage() != "":
 		case m.GetHostPath() == "" || !filepath.IsAbs(m.HostPath):
 			return nil, refuse("config.mounts", fmt.Sprintf("host_path %q of %s: want an absolute path", m.HostPath, dst))
 		}
@@ -87,6 +92,10 @@ func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimea
 		seen[dst] = true
 		if err := checkRecursiveReadOnly(m); err != nil {
 			return nil, err
+		}
+		if m.GetImage().GetImage() != "" {
+			plan.images = append(plan.images, m)
+			continue
 		}
 		if err := plan.add(kubeletRoot, podUID, fromKubelet, m, dst); err != nil {
 			return nil, err

@@ -128,7 +128,7 @@ func (a *agent) prepare(c *container) error {
 	if err := a.mountRoot(ctx, c); err != nil {
 		return err
 	}
-	if err := a.bindMounts(c); err != nil {
+	if err := a.bindMounts(ctx, c); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -206,7 +206,7 @@ func copyRootMeta(from, to string, shift int) error {
 }
 
 // bindMounts resolves volumes, sub-paths and files of ours into c.binds.
-func (a *agent) bindMounts(c *container) error {
+func (a *agent) bindMounts(ctx context.Context, c *container) error {
 	c.binds = append(c.binds,
 		bind{source: filepath.Join(a.places.etc, "hostname"), destination: "/etc/hostname", optional: true},
 		bind{source: filepath.Join(a.places.etc, "resolv.conf"), destination: "/etc/resolv.conf", optional: true})
@@ -216,13 +216,17 @@ func (a *agent) bindMounts(c *container) error {
 	}
 	for i, m := range c.request.Mounts {
 		if !filepath.IsAbs(m.Destination) {
-			return fmt.Errorf("mount of volume %s: destination %q is not absolute: %w", m.Volume, m.Destination, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("mount of volume %s: destination %q is not absolute: %w", m.Volume+m.ImageDisk, m.Destination, errdefs.ErrInvalidArgument)
 		}
-		source, err := a.volumeSource(c, i, m)
+		find := a.volumeSource
+		if m.ImageDisk != "" {
+			find = a.imageSource
+		}
+		source, err := find(ctx, c, i, m)
 		if err != nil {
-			return fmt.Errorf("mount of volume %s at %s: %w", m.Volume, m.Destination, err)
+			return fmt.Errorf("mount of volume %s at %s: %w", m.Volume+m.ImageDisk, m.Destination, err)
 		}
-		c.binds = append(c.binds, bind{source: source, destination: m.Destination, readOnly: m.ReadOnly, recursive: m.RecursiveReadOnly, propagation: m.Propagation})
+		c.binds = append(c.binds, bind{source: source, destination: m.Destination, readOnly: m.ReadOnly || m.ImageDisk != "", recursive: m.RecursiveReadOnly, propagation: m.Propagation})
 	}
 	if p := c.request.TerminationMessagePath; p != "" {
 		file := filepath.Join(c.disk, "termination")
@@ -240,7 +244,7 @@ func (a *agent) bindMounts(c *container) error {
 // volumeSource returns what to mount of a volume. A sub-path is bound to a
 // place of ours while we hold it open, so that what was checked is what is
 // mounted.
-func (a *agent) volumeSource(c *container, i int, m *agentapi.VolumeMount) (string, error) {
+func (a *agent) volumeSource(_ context.Context, c *container, i int, m *agentapi.VolumeMount) (string, error) {
 	v, ok := a.volume(m.Volume)
 	if !ok {
 		return "", fmt.Errorf("it is not in this VM; AddVolume first: %w", errdefs.ErrNotFound)
@@ -253,6 +257,38 @@ func (a *agent) volumeSource(c *container, i int, m *agentapi.VolumeMount) (stri
 		return "", err
 	}
 	defer f.Close()
+	return c.bindSubPath(i, m.SubPath, f)
+}
+
+// imageSource mounts an image's disk, for the containers that have it as a
+// volume, and returns what to mount of it.
+func (a *agent) imageSource(ctx context.Context, c *container, i int, m *agentapi.VolumeMount) (string, error) {
+	source, err := a.images.acquire(ctx, m.ImageDisk)
+	if err != nil {
+		return "", err
+	}
+	c.undo = append(c.undo, func() error { return a.images.release(m.ImageDisk) })
+	if a.userns != nil {
+		shifted := filepath.Join(c.bundle, "image"+strconv.Itoa(i))
+		if err := a.userns.mountShifted(source, shifted); err != nil {
+			return "", err
+		}
+		c.undo = append(c.undo, func() error { return detach(shifted) })
+		source = shifted
+	}
+	if m.SubPath == "" {
+		return source, nil
+	}
+	f, err := openImageDirectory(source, m.SubPath)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return c.bindSubPath(i, m.SubPath, f)
+}
+
+// bindSubPath binds what is open to a place of ours.
+func (c *container) bindSubPath(i int, sub string, f *os.File) (string, error) {
 	target := filepath.Join(c.bundle, "sub"+strconv.Itoa(i))
 	st, err := f.Stat()
 	if err != nil {
@@ -267,7 +303,7 @@ func (a *agent) volumeSource(c *container, i int, m *agentapi.VolumeMount) (stri
 		return "", err
 	}
 	if err := unix.Mount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return "", fmt.Errorf("bind sub-path %q: %w", m.SubPath, err)
+		return "", fmt.Errorf("bind sub-path %q: %w", sub, err)
 	}
 	c.undo = append(c.undo, func() error { return detach(target) })
 	return target, nil

@@ -149,6 +149,28 @@ func openSubPath(root, sub string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), filepath.Join(root, sub)), nil
 }
 
+// openImageDirectory opens a directory of an image, for a volume: nothing is
+// made, and a single file is refused, as by other runtimes (KEP-4639).
+func openImageDirectory(root, sub string) (*os.File, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	fd, err := openBeneath(dir, sub, unix.O_PATH|unix.O_DIRECTORY)
+	switch {
+	case err == nil:
+		return os.NewFile(uintptr(fd), filepath.Join(root, sub)), nil
+	case errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("the image has no directory %q: %w", sub, errdefs.ErrNotFound)
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("%q is no directory of the image; single files cannot be mounted: %w", sub, errdefs.ErrInvalidArgument)
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP):
+		return nil, fmt.Errorf("sub-path %q leads out of the image: %w", sub, errdefs.ErrInvalidArgument)
+	}
+	return nil, fmt.Errorf("sub-path %q: %w", sub, err)
+}
+
 func openBeneath(dir int, sub string, flags uint64) (int, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	for {
