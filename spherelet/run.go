@@ -132,7 +132,8 @@ func (n *node) admitHandler(memory int64) (*admitHandler, error) {
 		return nil, err
 	}
 	return &admitHandler{
-		host:     admission.Host{CPUs: n.host.CPUs(), Memory: memory, Disk: int64(fs.Capacity), ImageDisks: n.o.ImageDisks},
+		host: admission.Host{CPUs: n.host.CPUs(), Memory: memory, Disk: int64(fs.Capacity), ImageDisks: n.o.ImageDisks,
+			UserNamespaces: true, ImageVolumes: true},
 		policy:   resources.Policy{HostCPUs: n.host.CPUs(), HostMemory: memory, EphemeralDefault: ephemeral.Value()},
 		extended: n.offers,
 		preps:    n.preps,

@@ -153,3 +153,16 @@ func TestNotices(t *testing.T) {
 		t.Errorf("Notices = %v", n)
 	}
 }
+
+// What a node offers is not refused.
+func TestOffered(t *testing.T) {
+	p := basic()
+	p.Spec.HostUsers = ptr(false)
+	volume(v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "y"}})(p)
+	if rs := Check(p, Host{UserNamespaces: true, ImageVolumes: true}); len(rs) != 0 {
+		t.Errorf("refused: %v", rs)
+	}
+	if rs := Check(p, Host{UserNamespaces: true, ImageVolumes: true, ImageDisks: 1}); len(rs) != 1 || rs[0].Reason != ReasonTooManyDisks {
+		t.Errorf("an image as a volume is a disk, too: %v", rs)
+	}
+}

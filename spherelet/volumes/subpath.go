@@ -8,6 +8,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/kubernetes/pkg/volume/configmap"
 	"k8s.io/kubernetes/pkg/volume/downwardapi"
+	"k8s.io/kubernetes/pkg/volume/image"
 	"k8s.io/kubernetes/pkg/volume/projected"
 	"k8s.io/kubernetes/pkg/volume/secret"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
@@ -19,6 +20,7 @@ func Plugins(usage UsageFunc) []volume.VolumePlugin {
 	plugins = append(plugins, secret.ProbeVolumePlugins()...)
 	plugins = append(plugins, configmap.ProbeVolumePlugins()...)
 	plugins = append(plugins, downwardapi.ProbeVolumePlugins()...)
+	plugins = append(plugins, image.ProbeVolumePlugins()...)
 	return append(plugins, projected.ProbeVolumePlugins()...)
 }
 
