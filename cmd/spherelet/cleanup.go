@@ -85,7 +85,7 @@ func removeRunDir(cfg *v1alpha1.SphereletConfiguration) error {
 }
 
 // runDirNames are all that is ever in a run directory.
-var runDirNames = []string{vmSocketsName, secretsName, servicesMarkName, "cri.sock", "kubelet", "spherelet.lock"}
+var runDirNames = []string{vmSocketsName, secretsName, servicesMarkName, "cri.sock", "hints.sock", "kubelet", "spherelet.lock"}
 
 // removeVMs needs no guest image: nothing is launched.
 func removeVMs(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p config.Paths) error {

@@ -88,6 +88,9 @@ func serveCRI(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, cidrs [
 			return fmt.Errorf("--pod-cidr: %w", err)
 		}
 	}
+	if err := serveHints(ctx, cfg.RunDir, h.runtime); err != nil {
+		return err
+	}
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err
