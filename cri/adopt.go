@@ -44,6 +44,9 @@ func (s *Server) adopt(ctx context.Context, fresh bool) error {
 	for _, sb := range s.store.allSandboxes() {
 		m := byID[sb.VM]
 		if sb.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			if m != nil && !sb.Released { // given up, or ended, just before the last process did
+				s.background.Go(func() { s.stopRest(sb, m) })
+			}
 			continue
 		}
 		if m == nil {
@@ -72,6 +75,13 @@ func (s *Server) adopt(ctx context.Context, fresh bool) error {
 	return nil
 }
 
+// stopRest stops what may still run of a sandbox that is recorded as dead.
+func (s *Server) stopRest(sb *sandbox, m vmpod.Machine) {
+	if err := m.Stop(s.ctx, 0); err != nil && s.ctx.Err() == nil {
+		s.log.Error("the machine of a dead sandbox cannot be stopped; removing the sandbox tries again", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID, "err", err)
+	}
+}
+
 // adoptPod watches a running machine again and reconciles its containers with
 // what the guest says.
 func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
@@ -80,6 +90,7 @@ func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
 	s.pods[sb.ID] = p
 	s.mu.Unlock()
 	p.wg.Go(p.watchMachine)
+	p.wg.Go(p.watchHealth)
 	ready := make(chan struct{})
 	p.wg.Go(func() {
 		defer close(ready)

@@ -194,9 +194,16 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 	return p.awaitExit(ctx, x, err)
 }
 
+// signalPatience bounds the wait for a guest to take a signal. A guest that
+// does not answer is no reason to keep whoever deletes the pod waiting: stopping
+// the sandbox needs no answer.
+const signalPatience = 30 * time.Second
+
 // signal sends a signal; gone says that the guest has no such process any
 // more, so that its exit is on the way.
 func (p *pod) signal(ctx context.Context, id string, sig syscall.Signal, all bool) (gone bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, signalPatience)
+	defer cancel()
 	_, err = call(ctx, p.link, agentapi.AgentService.SignalProcess, &agentapi.SignalProcessRequest{ContainerId: id, Signal: uint32(sig), All: all})
 	failpoint.Hit(failpoint.StopSignalled)
 	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {

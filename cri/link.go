@@ -34,7 +34,9 @@ type link struct {
 
 	mu      sync.Mutex
 	client  *agentapi.Client
-	changed chan struct{} // closed when client changes
+	held    error         // why calls wait, nil if they do not
+	heard   time.Time     // the last answer in sessions before this one
+	changed chan struct{} // closed when client or held changes
 }
 
 // newLink starts to attach; it returns at once.
@@ -93,18 +95,70 @@ func (l *link) attach() (*agentapi.Client, error) {
 func (l *link) set(c *agentapi.Client) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.client != nil {
+		l.heard = l.client.Answered()
+	}
 	l.client = c
+	l.wake()
+}
+
+// wake lets all who wait look again; mu is held.
+func (l *link) wake() {
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
 
-// session returns the present session, waiting for one if need be.
-func (l *link) session(ctx context.Context) (*agentapi.Client, error) {
+// hold makes new calls wait until release: a VMM that does not answer would
+// let them pile up in front of the guest. Those under way stay.
+func (l *link) hold(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = why
+	l.wake()
+}
+
+func (l *link) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held != nil {
+		l.held = nil
+		l.wake()
+	}
+}
+
+// holding returns why calls wait, nil if they do not.
+func (l *link) holding() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held
+}
+
+// answered returns when the guest has answered a call last.
+func (l *link) answered() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.client == nil || l.client.Answered().IsZero() {
+		return l.heard
+	}
+	return l.client.Answered()
+}
+
+// session returns the present session, waiting for one if need be, and while
+// calls are held.
+func (l *link) session(ctx context.Context) (*agentapi.Client, error) { return l.await(ctx, true) }
+
+// current is session for who asks whether the guest lives.
+func (l *link) current(ctx context.Context) (*agentapi.Client, error) { return l.await(ctx, false) }
+
+func (l *link) await(ctx context.Context, held bool) (*agentapi.Client, error) {
 	for {
 		l.mu.Lock()
-		c, changed := l.client, l.changed
+		c, changed, why := l.client, l.changed, l.held
 		l.mu.Unlock()
-		if c != nil && c.Err() == nil {
+		if !held {
+			why = nil
+		}
+		if c != nil && c.Err() == nil && why == nil {
 			return c, nil
 		}
 		select {
@@ -112,6 +166,9 @@ func (l *link) session(ctx context.Context) (*agentapi.Client, error) {
 		case <-l.ctx.Done():
 			return nil, l.gone()
 		case <-ctx.Done():
+			if why != nil {
+				return nil, fmt.Errorf("%w: %w", why, ctx.Err())
+			}
 			return nil, fmt.Errorf("the guest's agent does not answer: %w", ctx.Err())
 		}
 	}

@@ -42,6 +42,8 @@ type pod struct {
 	mu      sync.Mutex
 	procs   map[string]*process
 	volumes map[string]*liveVolume
+	illness vmpod.Fault // see watchHealth
+	verdict *vmpod.Exit // why the machine was given up; nil if it was not
 }
 
 // A process is the live side of one container.
@@ -73,6 +75,7 @@ func (s *Server) newPod(id string, vm vmpod.ID, m vmpod.Machine, l *link) *pod {
 func (p *pod) start() {
 	p.wg.Go(p.watchMachine)
 	p.wg.Go(p.followExits)
+	p.wg.Go(p.watchHealth)
 }
 
 // close stops watching; the machine goes on.
@@ -144,6 +147,11 @@ func (p *pod) watchMachine() {
 // containers that have exited, never with success.
 func (p *pod) machineEnded(exit vmpod.Exit) {
 	defer close(p.dead)
+	p.mu.Lock()
+	if p.verdict != nil {
+		exit = *p.verdict
+	}
+	p.mu.Unlock()
 	p.link.cancel(fmt.Errorf("the pod VM has ended (%s): %s", exit.Reason, exit.Message))
 	if exit.Reason == vmpod.ExitStopped || exit.Reason == vmpod.ExitGuestPoweroff {
 		p.log.Info("pod VM has ended", "reason", exit.Reason)
@@ -168,7 +176,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 	}
 	code := int32(255)
 	switch exit.Reason {
-	case vmpod.ExitStopped, vmpod.ExitVMMKilled, vmpod.ExitVMMOOMKilled:
+	case vmpod.ExitStopped, vmpod.ExitVMMKilled, vmpod.ExitVMMOOMKilled, vmpod.ExitAgentHung:
 		code = 137
 	}
 	for _, c := range s.store.containersOf(sandboxID) {
@@ -195,6 +203,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 	if err != nil && !errdefs.IsNotFound(err) {
 		s.log.Error("recording a sandbox's end failed", "sandbox", sandboxID, "err", err)
 	}
+	s.ended(sandboxID, exit)
 }
 
 // maxExitsAtOnce bounds what a guest can keep the host busy with.
@@ -224,8 +233,11 @@ func (p *pod) followExits() {
 			acks.begin(rec.Offset)
 			p.wg.Go(func() {
 				defer func() { <-room }()
-				if rec.ExecId == "" && p.containerEnded(rec) != nil {
-					return // not recorded: let it come again
+				if rec.ExecId == "" && p.containerEnded(rec) != nil && p.ctx.Err() != nil {
+					return
+				}
+				if !p.s.store.awaitRecorded(p.ctx, rec.ContainerId) {
+					return // let it come again
 				}
 				if upTo, ok := acks.end(rec.Offset); ok {
 					p.acknowledge(&agentapi.AcknowledgeRequest{Exits: upTo})

@@ -27,6 +27,7 @@ func (r *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}, {Name: RuntimeName, Features: features}},
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	resp.Status.Conditions = append(resp.Status.Conditions, r.healthConditions()...)
 	if req.GetVerbose() {
 		info, err := json.Marshal(r.View(ctx))
 		if err != nil {

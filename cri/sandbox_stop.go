@@ -90,6 +90,9 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 // killContainers ends all containers and lets the guest tell how, as long as
 // it answers in time.
 func (p *pod) killContainers(ctx context.Context) {
+	if p.link.holding() != nil {
+		return // who does not answer tells no ends either
+	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	var wg sync.WaitGroup

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,6 +61,11 @@ type Config struct {
 	// 127.0.0.1:0. It must be a loopback address: who has a URL's token is let
 	// in.
 	StreamAddr string
+	// StreamIdleTimeout ends a stream over which nothing went for so long;
+	// default 0, none.
+	StreamIdleTimeout time.Duration
+	// StreamTLS makes streams HTTPS. Nil: plain HTTP, on loopback alone.
+	StreamTLS *tls.Config
 	// Version is answered as the runtime's version.
 	Version string
 	// Info is shown by `crictl info`, next to what the server knows: the
@@ -67,6 +73,8 @@ type Config struct {
 	Info func() map[string]string
 	// Logger; default slog.Default().
 	Logger *slog.Logger
+
+	pace pace // see watchHealth; the tests' own are faster
 }
 
 // A Server is the CRI of one host. It also is a vmpod.Preparer.
@@ -77,6 +85,7 @@ type Server struct {
 	streams *stream.Server
 	watch   *treeWatcher
 	samples *cpuSamples
+	faults  *faultFeed
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
 	ctx        context.Context
@@ -119,14 +128,16 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		log:     config.Logger,
 		store:   st,
 		samples: newCPUSamples(),
+		faults:  newFaultFeed(),
 		pods:    map[string]*pod{},
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},
 		hints:   map[string]*vmpod.Hint{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.background.Go(s.keepRecording)
 	if s.watch, err = newTreeWatcher(s); err == nil {
-		s.streams, err = stream.New(config.StreamAddr, streamRuntime{s}, s.log)
+		s.streams, err = stream.New(stream.Options{Addr: config.StreamAddr, IdleTimeout: config.StreamIdleTimeout, TLS: config.StreamTLS}, streamRuntime{s}, s.log)
 	}
 	if err == nil {
 		err = s.adopt(ctx, fresh)
@@ -158,6 +169,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.pace == (pace{}) {
+		c.pace = defaultPace
 	}
 }
 

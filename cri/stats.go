@@ -69,6 +69,9 @@ func (s *cpuSamples) forget(key string) {
 
 // stats asks the guest for everything it counts.
 func (p *pod) stats(ctx context.Context) (*agentapi.StatsResponse, error) {
+	if why := p.link.holding(); why != nil {
+		return nil, fmt.Errorf("%w: %w", why, errdefs.ErrUnavailable)
+	}
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
 	return call(ctx, p.link, agentapi.AgentService.Stats, &agentapi.StatsRequest{})

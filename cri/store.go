@@ -110,6 +110,9 @@ type store struct {
 	byVM       map[vmpod.ID]string
 	seq        uint64
 	subs       map[*subscription]struct{}
+	behind     map[string]bool // ids of what the disk has refused; see settle
+
+	refused chan struct{} // told when behind grows
 }
 
 // openStore opens or makes the state file; fresh is true when it held nothing.
@@ -125,6 +128,8 @@ func openStore(path string, secrets secretStore) (s *store, fresh bool, err erro
 		containers: map[string]*container{},
 		byVM:       map[vmpod.ID]string{},
 		subs:       map[*subscription]struct{}{},
+		behind:     map[string]bool{},
+		refused:    make(chan struct{}, 1),
 	}
 	if fresh, err = s.load(); err != nil {
 		db.Close()
@@ -221,7 +226,7 @@ func (s *store) addSandbox(r *sandbox) error {
 		return put(tx, bucketSandboxes, r.ID, r)
 	})
 	if err != nil {
-		return fmt.Errorf("record sandbox %s: %w", r.ID, err)
+		return s.notRecorded("record sandbox", r.ID, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,11 +253,12 @@ func (s *store) updateSandbox(id string, ev runtimeapi.ContainerEventType, chang
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sandboxes[id] = &r
+	s.late(id, err)
 	if ev != noEvent {
 		s.emit(id, id, ev)
 	}
 	if err != nil {
-		return fmt.Errorf("record sandbox %s: %w", id, err)
+		return s.notRecorded("record sandbox", id, err)
 	}
 	return nil
 }
@@ -281,14 +287,16 @@ func (s *store) removeSandbox(id string) error {
 		err = errors.Join(err, s.secrets.remove(c.ID))
 	}
 	if err != nil {
-		return fmt.Errorf("erase sandbox %s: %w", id, err)
+		return s.notRecorded("erase sandbox", id, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range cs {
 		delete(s.containers, c.ID)
+		delete(s.behind, c.ID)
 	}
 	delete(s.sandboxes, id)
+	delete(s.behind, id)
 	delete(s.byVM, old.VM)
 	s.emitGone(old, id)
 	return nil
@@ -308,7 +316,7 @@ func (s *store) addContainer(r *container) error {
 		err = s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, r.ID, r.withoutSecrets()) })
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("record container %s: %w", r.ID, err), s.secrets.remove(r.ID))
+		return errors.Join(s.notRecorded("record container", r.ID, err), s.secrets.remove(r.ID))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -334,11 +342,12 @@ func (s *store) updateContainer(id string, ev runtimeapi.ContainerEventType, cha
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[id] = &r
+	s.late(id, err)
 	if ev != noEvent {
 		s.emit(r.SandboxID, r.ID, ev)
 	}
 	if err != nil {
-		return fmt.Errorf("record container %s: %w", id, err)
+		return s.notRecorded("record container", id, err)
 	}
 	return nil
 }
@@ -359,11 +368,12 @@ func (s *store) removeContainer(id string) error {
 	})
 	failpoint.Hit(failpoint.RemoveRecordErased)
 	if err = errors.Join(err, s.secrets.remove(id)); err != nil {
-		return fmt.Errorf("erase container %s: %w", id, err)
+		return s.notRecorded("erase container", id, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, id)
+	delete(s.behind, id)
 	s.emit(old.SandboxID, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }
@@ -446,7 +456,7 @@ func (s *store) addIntent(vm vmpod.ID) error {
 		return put(tx, bucketIntents, vm.String(), intent{VM: vm, At: time.Now()})
 	})
 	if err != nil {
-		return fmt.Errorf("record the intent for pod VM %s: %w", vm, err)
+		return s.notRecorded("record the intent for pod VM", vm.String(), err)
 	}
 	return nil
 }

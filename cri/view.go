@@ -84,6 +84,9 @@ func (s *Server) sandboxView(ctx context.Context, sb *sandbox) sandboxView {
 		if st, err := p.machine.Status(ctx); err == nil {
 			v.State, v.PID = st.State, st.PID
 			v.Reason, v.Message = firstOf(st.Reason, v.Reason), firstOf(st.Message, v.Message)
+			if f := p.unwell(); f.Reason != "" && st.Reason == "" {
+				v.Reason, v.Message = f.Reason, f.Message
+			}
 		} else {
 			v.State, v.Message = vmpod.StateUnknown, err.Error()
 		}

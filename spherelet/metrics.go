@@ -17,6 +17,11 @@ var (
 		Help:           "Pod VMs that the runtime was asked to prepare at admission, by result.",
 		StabilityLevel: metrics.ALPHA,
 	}, []string{"result"})
+	vmFaults = metrics.NewCounterVec(&metrics.CounterOpts{
+		Subsystem: "atoll", Name: "pod_vm_faults_total",
+		Help:           "Faults of pods' VMs, their unwanted ends included, by reason.",
+		StabilityLevel: metrics.ALPHA,
+	}, []string{"reason"})
 	hostInfo = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Subsystem: "atoll", Name: "host_info",
 		Help:           "1, labelled with how pod VMs run on this host.",
@@ -25,6 +30,6 @@ var (
 )
 
 func registerMetrics(f Facts, version string) {
-	legacyregistry.MustRegister(admissionRefusals, preparationsTotal, hostInfo)
+	legacyregistry.MustRegister(admissionRefusals, preparationsTotal, vmFaults, hostInfo)
 	hostInfo.WithLabelValues(f.Accelerator, f.KVM, f.GuestKernel, f.GuestRelease, version).Set(1)
 }

@@ -24,6 +24,9 @@ type Options struct {
 	// or containers, in order; the kubelet then looks at once instead of
 	// within a second. May be nil.
 	Subscribe func(func(podUID string))
+	// Faults calls its argument for every fault of a pod's VM, and when it is
+	// over. May be nil.
+	Faults func(func(vmpod.Fault))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
 	// Facts about the hypervisor, for labels, condition and events.

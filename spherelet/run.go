@@ -31,6 +31,7 @@ import (
 	"github.com/openatoll/atoll/spherelet/machine"
 	"github.com/openatoll/atoll/spherelet/resources"
 	"github.com/openatoll/atoll/spherelet/volumes"
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // A node is one running spherelet.
@@ -167,6 +168,10 @@ func (n *node) captured(ctx context.Context) kubelet.Option {
 		facts := &nodeFacts{facts: n.o.Facts, nodeName: n.o.Config.NodeName, client: n.deps.HeartbeatClient,
 			recorder: n.deps.Recorder, node: k.GetNode, log: n.o.Logger}
 		go facts.run(ctx)
+		if n.o.Faults != nil {
+			teller := &faultTeller{client: n.deps.KubeClient, recorder: n.deps.Recorder, log: n.o.Logger}
+			n.o.Faults(func(f vmpod.Fault) { teller.tell(ctx, f) })
+		}
 	}
 }
 

@@ -72,6 +72,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			Paths:       paths,
 			Preparer:    h.runtime,
 			Subscribe:   h.runtime.Subscribe,
+			Faults:      h.runtime.Faults,
 			VolumeUsage: h.runtime.VolumeUsage,
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,
