@@ -30,9 +30,21 @@ func (m *Machine) copyConsole(ctx context.Context) {
 	}()
 	log := &boundedLog{path: m.dir.file(consoleFile), limit: m.d.cfg.ConsoleLimit}
 	defer log.close()
-	if _, err := io.Copy(log, c); err != nil && log.err != nil {
-		m.log.Warn("console is not recorded any more", "err", log.err)
-		io.Copy(io.Discard, c) // the guest must not wait for us
+	buf := make([]byte, 4096)
+	for failed := false; ; {
+		n, err := c.Read(buf)
+		if n > 0 {
+			// The guest must not wait for a host's disk that is full: what
+			// does not fit is lost, what comes later may fit again.
+			_, werr := log.Write(buf[:n])
+			if werr != nil && !failed {
+				m.log.Warn("console cannot be recorded for now", "err", werr)
+			}
+			failed = werr != nil
+		}
+		if err != nil {
+			return
+		}
 	}
 }
 
@@ -43,18 +55,16 @@ type boundedLog struct {
 
 	f    *os.File
 	size int64
-	err  error
 }
 
 func (l *boundedLog) Write(b []byte) (int, error) {
 	if l.f == nil || l.size >= l.limit {
-		if l.err = l.rotate(); l.err != nil {
-			return 0, l.err
+		if err := l.rotate(); err != nil {
+			return 0, err
 		}
 	}
 	n, err := l.f.Write(b)
 	l.size += int64(n)
-	l.err = err
 	return n, err
 }
 

@@ -38,7 +38,7 @@ func (e evidence) decide() (vmpod.ExitReason, string) {
 	case e.hostRestarted:
 		return vmpod.ExitHostRestart, "the host has booted since the machine was launched"
 	case e.panicked, e.shutdown == "guest-panic", panicLine != "" && isReset(e.shutdown):
-		return vmpod.ExitGuestPanic, withDetail("the guest's kernel panicked", panicLine)
+		return vmpod.ExitGuestPanic, withConsole(withDetail("the guest's kernel panicked", panicLine), e.consoleTail)
 	case e.killed() && e.oomKills > 0 && e.shutdown == "":
 		return vmpod.ExitVMMOOMKilled, fmt.Sprintf("the host's OOM killer ended QEMU (pid %d): it needed more memory than the guest's RAM and its overhead", e.pid)
 	case e.stopAsked:
@@ -48,7 +48,7 @@ func (e evidence) decide() (vmpod.ExitReason, string) {
 	case e.shutdown == "guest-shutdown":
 		return vmpod.ExitGuestPoweroff, "the guest powered itself off"
 	case isReset(e.shutdown):
-		return vmpod.ExitGuestReset, withDetail("the guest reset itself", lastOf(e.consoleTail))
+		return vmpod.ExitGuestReset, withConsole(withDetail("the guest reset itself", lastOf(e.consoleTail)), e.consoleTail)
 	case e.foundOff:
 		return vmpod.ExitGuestPoweroff, "the guest ended while nobody watched"
 	case e.shutdown == "host-signal":
@@ -92,6 +92,25 @@ func withDetail(message, detail string) string {
 		return message
 	}
 	return message + ": " + detail
+}
+
+// maxConsoleTail is how much of the console a message carries, in bytes: it
+// ends in a container's status, of which Kubernetes keeps 4096.
+const maxConsoleTail = 2048
+
+// withConsole adds the console's last whole lines.
+func withConsole(message, console string) string {
+	console = strings.TrimSpace(console)
+	if len(console) > maxConsoleTail {
+		console = console[len(console)-maxConsoleTail:]
+		if _, whole, ok := strings.Cut(console, "\n"); ok {
+			console = whole
+		}
+	}
+	if console = strings.TrimSpace(strings.ToValidUTF8(console, "")); console == "" {
+		return message
+	}
+	return message + "\nThe console's end:\n" + console
 }
 
 // lineWith returns the last line of text that holds s, without the kernel's
