@@ -1,45 +1,132 @@
 // Command bench measures what docs/spec.md promises and writes build/bench.json.
 //
-// It brings up an isolated cluster of its own, measures inside its network
-// namespace, and takes it down. Figures that are promises are ratios to a raw
-// boot of the same kernel and initramfs, taken turn by turn in the same run,
-// so that a slow or busy machine changes both.
+//	bench [-n 10] [-only PART,…] [-out build/bench.json]
 //
-//	bench [-n 10] [-out build/bench.json]
+// Its parts work in places that it makes and takes away: an isolated cluster,
+// or a network namespace with `spherelet cri` alone. Figures that are promises
+// are ratios to something measured turn by turn in the same run, so that a slow
+// or busy machine changes both.
 package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
 
-// insideEnv holds the data directory in the run inside the cluster.
-const insideEnv = "ATOLL_BENCH_DATA"
+// A place is where a part works.
+type place string
+
+const (
+	here      place = "here"      // the process that the user started
+	namespace place = "namespace" // a network namespace with `spherelet cri`
+	cluster   place = "cluster"   // inside an isolated cluster
+)
+
+// A part is what -only names.
+type part struct {
+	name, what string
+	place      place
+}
+
+// parts, in the order of their running within a place.
+var parts = []part{
+	{"machines", "raw boots and launches", cluster},
+	{"sandboxes", "RunPodSandbox without a kubelet", cluster},
+	{"pods", "pods through the API: start, exec, memory", cluster},
+	{"critest", "the benchmarks of upstream's CRI suite", here},
+	{"scale", "lists and stats of 100 sandboxes, on machines that are not real", here},
+	{"lists", "lists and stats of 10 real sandboxes", namespace},
+	{"execsync", "ExecSync beside a plain fork and exec in the guest", namespace},
+	{"logs", "what a container's log does, and costs", namespace},
+}
+
+// Environment of the runs inside a place.
+const (
+	placeEnv   = "ATOLL_BENCH_PLACE"
+	dataEnv    = "ATOLL_BENCH_DATA"    // the cluster's data directory
+	resultsEnv = "ATOLL_BENCH_RESULTS" // where the figures go
+)
+
+type options struct {
+	n         int
+	only, out string
+	spherelet string
+	guest     string
+}
+
+func parseOptions() (options, error) {
+	var o options
+	flag.IntVar(&o.n, "n", 10, "measurements of each figure, at least 10")
+	flag.StringVar(&o.only, "only", "", "run `parts` alone, separated by commas, and write no file unless -out says so")
+	flag.StringVar(&o.out, "out", "build/bench.json", "`file` for the figures")
+	flag.StringVar(&o.spherelet, "spherelet", "bin/spherelet", "the `program` that serves the CRI")
+	flag.StringVar(&o.guest, "guest", "build/guest", "`directory` of the guest, where there is no cluster")
+	usage := flag.Usage
+	flag.Usage = func() {
+		usage()
+		fmt.Fprintln(flag.CommandLine.Output(), "Parts:")
+		for _, p := range parts {
+			fmt.Fprintf(flag.CommandLine.Output(), "  %-10s %s\n", p.name, p.what)
+		}
+	}
+	flag.Parse()
+	if o.n < 10 {
+		return o, fmt.Errorf("-n %d: a median and a p99 want at least 10", o.n)
+	}
+	for _, name := range o.names() {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+			return o, fmt.Errorf("-only %s: there is no such part; see -help", name)
+		}
+	}
+	if o.only != "" {
+		given := false
+		flag.Visit(func(f *flag.Flag) { given = given || f.Name == "out" })
+		if !given {
+			o.out = ""
+		}
+	}
+	return o, nil
+}
+
+func (o options) names() []string {
+	return strings.FieldsFunc(o.only, func(r rune) bool { return r == ',' })
+}
+
+// wanted says whether a part is to be run.
+func (o options) wanted(name string) bool {
+	return o.only == "" || slices.Contains(o.names(), name)
+}
+
+// has says whether any part is to be run in a place.
+func (o options) has(at place) bool {
+	for _, p := range parts {
+		if p.place == at && o.wanted(p.name) {
+			return true
+		}
+	}
+	return false
+}
 
 func main() {
 	qemu.RunProbeChild()
-	n := flag.Int("n", 10, "measurements of each figure, at least 10")
-	out := flag.String("out", "build/bench.json", "where the figures go")
-	flag.Parse()
+	o, err := parseOptions()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var err error
-	switch data := os.Getenv(insideEnv); {
-	case *n < 10:
-		err = fmt.Errorf("-n %d: a median and a p99 want at least 10", *n)
-	case data != "":
-		err = measure(ctx, data, *n, *out)
-	default:
-		err = withCluster(ctx)
+	if err == nil {
+		err = run(ctx, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -47,16 +134,102 @@ func main() {
 	}
 }
 
-// withCluster runs this program once more inside a cluster made for it.
-func withCluster(ctx context.Context) (err error) {
-	atoll, err := filepath.Abs("bin/atoll")
+func run(ctx context.Context, o options) error {
+	var all results
+	switch place(os.Getenv(placeEnv)) {
+	case cluster:
+		if err := measureCluster(ctx, o, os.Getenv(dataEnv), &all); err != nil {
+			return err
+		}
+		return all.write(os.Getenv(resultsEnv))
+	case namespace:
+		if err := measureRuntime(ctx, o, &all); err != nil {
+			return err
+		}
+		return all.write(os.Getenv(resultsEnv))
+	}
+	if _, err := os.Stat(o.spherelet); err != nil {
+		return fmt.Errorf("%w: run `make build`, and bench from the top of the checkout", err)
+	}
+	began := time.Now()
+	for _, at := range []struct {
+		place   place
+		measure func(context.Context, options, *results) error
+	}{{cluster, inCluster}, {here, measureHere}, {namespace, inNamespace}} {
+		if !o.has(at.place) {
+			continue
+		}
+		if err := at.measure(ctx, o, &all); err != nil {
+			return err
+		}
+	}
+	all.table(os.Stdout)
+	say("%d figures in %s", len(all), time.Since(began).Round(time.Second))
+	if o.out == "" {
+		return nil
+	}
+	return all.write(o.out)
+}
+
+// measureHere runs the parts that make their own surroundings.
+func measureHere(ctx context.Context, o options, all *results) error {
+	if o.wanted("critest") {
+		if err := benchCritest(ctx, o, all); err != nil {
+			return fmt.Errorf("critest: %w", err)
+		}
+	}
+	if o.wanted("scale") {
+		if err := benchScale(ctx, all); err != nil {
+			return fmt.Errorf("scale: %w", err)
+		}
+	}
+	return nil
+}
+
+// again returns this program, to be run once more in a place, and how to read
+// its figures.
+func again(ctx context.Context, at place, argv ...string) (cmd *exec.Cmd, collect func(*results) error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp("", "atoll-bench-results-")
+	if err != nil {
+		return nil, nil, err
+	}
+	file := filepath.Join(dir, "results.json")
+	argv = append(append(argv, self), os.Args[1:]...)
+	cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), placeEnv+"="+string(at), resultsEnv+"="+file)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 90 * time.Second
+	return cmd, func(all *results) error {
+		defer os.RemoveAll(dir)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("the run in the %s left no figures: %w", at, err)
+		}
+		var some results
+		err = json.Unmarshal(text, &some)
+		*all = append(*all, some...)
+		return err
+	}, nil
+}
+
+// inNamespace runs this program once more in a network namespace of its own.
+func inNamespace(ctx context.Context, _ options, all *results) error {
+	cmd, collect, err := again(ctx, namespace)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(atoll); err != nil {
-		return fmt.Errorf("%w: run `make build`, and bench from the top of the checkout", err)
-	}
-	self, err := os.Executable()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
+	return errors.Join(cmd.Run(), collect(all))
+}
+
+// inCluster runs this program once more inside a cluster made for it.
+func inCluster(ctx context.Context, _ options, all *results) (err error) {
+	atoll, err := filepath.Abs("bin/atoll")
 	if err != nil {
 		return err
 	}
@@ -74,16 +247,16 @@ func withCluster(ctx context.Context) (err error) {
 	if b, err := exec.CommandContext(ctx, atoll, "--data-dir", data, "up", "--isolated").CombinedOutput(); err != nil {
 		return fmt.Errorf("atoll up: %w\n%s", err, b)
 	}
-	cmd := exec.CommandContext(ctx, atoll, append([]string{"--data-dir", data, "enter", "--", self}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), insideEnv+"="+data)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 30 * time.Second
-	return cmd.Run()
+	cmd, collect, err := again(ctx, cluster, atoll, "--data-dir", data, "enter", "--")
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, dataEnv+"="+data)
+	return errors.Join(cmd.Run(), collect(all))
 }
 
-// measure takes every figure, prints the table and writes the file.
-func measure(ctx context.Context, data string, n int, out string) error {
+// measureCluster takes the figures of the parts inside a cluster.
+func measureCluster(ctx context.Context, o options, data string, all *results) error {
 	guest, err := guestDir(data)
 	if err != nil {
 		return err
@@ -93,28 +266,33 @@ func measure(ctx context.Context, data string, n int, out string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	var all results
 	vm, err := newVMBench(dir, guest)
 	if err != nil {
 		return err
 	}
 	defer vm.close()
-	if err := vm.run(ctx, n, &all); err != nil {
-		return fmt.Errorf("machines: %w", err)
+	say("guest kernel: %s (%s), accelerator: %s", vm.guest.KernelRelease, vm.guest.Flavour, vm.accelerator)
+	if o.wanted("machines") {
+		if err := vm.run(ctx, o.n, all); err != nil {
+			return fmt.Errorf("machines: %w", err)
+		}
 	}
-	if err := benchSandbox(ctx, vm, n, &all); err != nil {
-		return fmt.Errorf("sandboxes: %w", err)
+	if o.wanted("sandboxes") {
+		if err := benchSandbox(ctx, vm, o.n, all); err != nil {
+			return fmt.Errorf("sandboxes: %w", err)
+		}
+	}
+	if !o.wanted("pods") {
+		return nil
 	}
 	pods, err := newPodBench(data)
 	if err != nil {
 		return err
 	}
-	if err := pods.run(ctx, n, &all); err != nil {
+	if err := pods.run(ctx, o.n, all); err != nil {
 		return fmt.Errorf("pods: %w", err)
 	}
-	all.table(os.Stdout)
-	say("guest kernel: %s (%s), accelerator: %s", vm.guest.KernelRelease, vm.guest.Flavour, vm.accelerator)
-	return all.write(out)
+	return nil
 }
 
 // say reports progress: measuring takes minutes.

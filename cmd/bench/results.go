@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -17,7 +18,17 @@ type result struct {
 	Unit   string  `json:"unit"`
 	N      int     `json:"n"`
 	Median float64 `json:"median"`
+	P90    float64 `json:"p90"`
 	P99    float64 `json:"p99"`
+	// Guest is the median of what of it was waiting for the guest, where that
+	// is known; in Unit.
+	Guest float64 `json:"guest,omitempty"`
+	// Allocs and Bytes are what the runtime allocates for one, where that is
+	// counted.
+	Allocs float64 `json:"allocs,omitempty"`
+	Bytes  float64 `json:"bytes,omitempty"`
+	// Beside is what something else took for the same, as text.
+	Beside string `json:"beside,omitempty"`
 	// Ratio of the median to the median of the figure named by Of, if any.
 	Ratio float64 `json:"ratio,omitempty"`
 	Of    string  `json:"of,omitempty"`
@@ -32,9 +43,9 @@ type results []result
 // add records samples and returns their median.
 func (rs *results) add(name, unit string, samples []float64) *result {
 	s := slices.Sorted(slices.Values(samples))
-	*rs = append(*rs, result{Name: name, Unit: unit, N: len(s), Median: quantile(s, 0.5), P99: quantile(s, 0.99), OK: true})
+	*rs = append(*rs, result{Name: name, Unit: unit, N: len(s), Median: quantile(s, 0.5), P90: quantile(s, 0.9), P99: quantile(s, 0.99), OK: true})
 	r := &(*rs)[len(*rs)-1]
-	say("%s: median %.1f %s, p99 %.1f, n=%d", name, r.Median, unit, r.P99, r.N)
+	say("%s: median %.2f %s, p90 %.2f, p99 %.2f, n=%d", name, r.Median, unit, r.P90, r.P99, r.N)
 	return r
 }
 
@@ -49,6 +60,14 @@ func quantile(s []float64, q float64) float64 {
 		return s[i]
 	}
 	return s[i] + (at-float64(i))*(s[i+1]-s[i])
+}
+
+// median of samples in any order; 0 of none.
+func median(samples []float64) float64 {
+	if len(samples) == 0 {
+		return 0
+	}
+	return quantile(slices.Sorted(slices.Values(samples)), 0.5)
 }
 
 // to sets the ratio to another figure and, if most > 0, its promise.
@@ -71,7 +90,7 @@ func (r *result) most(limit float64) {
 // table prints the figures for people.
 func (rs results) table(w io.Writer) {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "FIGURE\tMEDIAN\tP99\tN\tRATIO\tREACH\tKEPT")
+	fmt.Fprintln(tw, "FIGURE\tMEDIAN\tP90\tP99\tN\tRATIO\tREACH\tKEPT\tNOTES")
 	for _, r := range rs {
 		ratio, kept := "", ""
 		if r.Of != "" {
@@ -80,7 +99,7 @@ func (rs results) table(w io.Writer) {
 		if r.Reach != "" {
 			kept = map[bool]string{true: "yes", false: "NO"}[r.OK]
 		}
-		fmt.Fprintf(tw, "%s\t%.1f %s\t%.1f\t%d\t%s\t%s\t%s\n", r.Name, r.Median, r.Unit, r.P99, r.N, ratio, r.Reach, kept)
+		fmt.Fprintf(tw, "%s\t%.4g %s\t%.4g\t%.4g\t%d\t%s\t%s\t%s\t%s\n", r.Name, r.Median, r.Unit, r.P90, r.P99, r.N, ratio, r.Reach, kept, r.notes())
 	}
 	tw.Flush()
 	// The same as Go benchmark lines, for benchstat.
@@ -88,6 +107,21 @@ func (rs results) table(w io.Writer) {
 	for _, r := range rs {
 		fmt.Fprintf(w, "Benchmark/%s 1 %g %s\n", r.Name, r.Median, r.Unit)
 	}
+}
+
+// notes is what else is known of a figure.
+func (r result) notes() string {
+	var notes []string
+	if r.Guest > 0 {
+		notes = append(notes, fmt.Sprintf("%.4g %s of it in the guest", r.Guest, r.Unit))
+	}
+	if r.Allocs > 0 {
+		notes = append(notes, fmt.Sprintf("%.0f allocations, %.0f kB", r.Allocs, r.Bytes/1e3))
+	}
+	if r.Beside != "" {
+		notes = append(notes, r.Beside)
+	}
+	return strings.Join(notes, "; ")
 }
 
 func (rs results) write(path string) error {

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	listedPods  = 10 // of real VMs
+	listSamples = 100
+	// statsSamples is lower, as each asks every guest.
+	statsSamples = 40
+)
+
+// A poll is one of the calls that a kubelet makes again and again.
+type poll struct {
+	name, method string
+	samples      int
+	most         float64 // promised for 100 sandboxes, in ms; 0: nothing
+	request      func(criPod) proto.Message
+	answer       func() proto.Message
+	count        func(proto.Message) int // what the answer lists; nil for a single thing
+}
+
+var polls = []poll{
+	{"list_sandboxes", "ListPodSandbox", listSamples, 10, func(criPod) proto.Message { return &runtimeapi.ListPodSandboxRequest{} },
+		func() proto.Message { return &runtimeapi.ListPodSandboxResponse{} },
+		func(m proto.Message) int { return len(m.(*runtimeapi.ListPodSandboxResponse).Items) }},
+	{"list_containers", "ListContainers", listSamples, 10, func(criPod) proto.Message { return &runtimeapi.ListContainersRequest{} },
+		func() proto.Message { return &runtimeapi.ListContainersResponse{} },
+		func(m proto.Message) int { return len(m.(*runtimeapi.ListContainersResponse).Containers) }},
+	{"container_status", "ContainerStatus", listSamples, 10, func(p criPod) proto.Message { return &runtimeapi.ContainerStatusRequest{ContainerId: p.container} },
+		func() proto.Message { return &runtimeapi.ContainerStatusResponse{} }, nil},
+	{"sandbox_stats", "ListPodSandboxStats", statsSamples, 0, func(criPod) proto.Message { return &runtimeapi.ListPodSandboxStatsRequest{} },
+		func() proto.Message { return &runtimeapi.ListPodSandboxStatsResponse{} },
+		func(m proto.Message) int { return len(m.(*runtimeapi.ListPodSandboxStatsResponse).Stats) }},
+	{"container_stats", "ListContainerStats", statsSamples, 0, func(criPod) proto.Message { return &runtimeapi.ListContainerStatsRequest{} },
+		func() proto.Message { return &runtimeapi.ListContainerStatsResponse{} },
+		func(m proto.Message) int { return len(m.(*runtimeapi.ListContainerStatsResponse).Stats) }},
+}
+
+// lists measures the polled calls with real VMs.
+func (b *criBench) lists(ctx context.Context, all *results) (err error) {
+	pods := make([]criPod, listedPods)
+	defer func() {
+		var g errgroup.Group
+		for _, p := range pods {
+			g.Go(func() error { return removePod(ctx, b.rt, p) })
+		}
+		err = errors.Join(err, g.Wait())
+	}()
+	say("starting %d pods", listedPods)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for i := range pods {
+		g.Go(func() (err error) {
+			pods[i], err = b.pod(gctx, pauseImage)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return runPolls(ctx, b.conn, pods, nil, all)
+}
+
+// runPolls takes the samples of each poll; own, if it is set, prepares for
+// counting what this process allocates.
+func runPolls(ctx context.Context, conn *grpc.ClientConn, pods []criPod, own func(context.Context, poll, criPod) (allocs, bytes float64, err error), all *results) error {
+	for _, p := range polls {
+		var samples []float64
+		for i := range p.samples + 1 {
+			answer, start := p.answer(), time.Now()
+			if err := conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+p.method, p.request(pods[i%len(pods)]), answer); err != nil {
+				return err
+			}
+			took := ms(start)
+			if p.count != nil && p.count(answer) != len(pods) {
+				return fmt.Errorf("%s lists %d of %d", p.method, p.count(answer), len(pods))
+			}
+			if i > 0 {
+				samples = append(samples, took)
+			}
+		}
+		r := all.add(fmt.Sprintf("%s_%d", p.name, len(pods)), "ms", samples)
+		if own == nil {
+			continue
+		}
+		if p.most > 0 {
+			r.most(p.most)
+		}
+		var err error
+		if r.Allocs, r.Bytes, err = own(ctx, p, pods[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rawCodec passes messages as they travel, so that a client in this process
+// allocates nearly nothing.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
+func (rawCodec) Name() string                       { return "proto" }
+
+// allocations counts what one call allocates in this process, which has the
+// server in it, and for stats the guests as well.
+func allocations(conn *grpc.ClientConn) func(context.Context, poll, criPod) (float64, float64, error) {
+	return func(ctx context.Context, p poll, of criPod) (float64, float64, error) {
+		request, err := proto.Marshal(p.request(of))
+		if err != nil {
+			return 0, 0, err
+		}
+		const calls = 20
+		var before, after runtime.MemStats
+		for i := range calls + 1 {
+			if i == 1 {
+				runtime.ReadMemStats(&before)
+			}
+			var answer []byte
+			if err := conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+p.method, &request, &answer, grpc.ForceCodec(rawCodec{})); err != nil {
+				return 0, 0, err
+			}
+		}
+		runtime.ReadMemStats(&after)
+		return float64(after.Mallocs-before.Mallocs) / calls, float64(after.TotalAlloc-before.TotalAlloc) / calls, nil
+	}
+}

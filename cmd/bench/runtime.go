@@ -1,0 +1,323 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/netplugin/tap"
+	"github.com/openatoll/atoll/supervisor/registry"
+)
+
+// benchImage is the demo busybox with cmd/bench/inguest in it.
+const benchImage = "atoll.local/bench"
+
+// nameAnnotation holds an image's name in an OCI layout.
+const nameAnnotation = "org.opencontainers.image.ref.name"
+
+// A criBench is `spherelet cri` on directories of its own, in a process of its
+// own, so that what it costs can be told from what the bench does.
+type criBench struct {
+	dir, config, run string
+	spherelet        string
+	cmd              *exec.Cmd
+	ended            chan error
+	log              *os.File
+	conn             *grpc.ClientConn
+	rt               runtimeapi.RuntimeServiceClient
+	images           runtimeapi.ImageServiceClient
+}
+
+// measureRuntime runs the parts that want the runtime alone; it is in a new
+// network namespace.
+func measureRuntime(ctx context.Context, o options, all *results) (err error) {
+	b := &criBench{ended: make(chan error, 1)}
+	if b.dir, err = os.MkdirTemp("/var/tmp", "atoll-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.start(ctx, o); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		name string
+		run  func(context.Context, *results) error
+	}{{"lists", b.lists}, {"execsync", b.execSync}, {"logs", b.logs}} {
+		if !o.wanted(p.name) {
+			continue
+		}
+		if err := p.run(ctx, all); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *criBench) start(ctx context.Context, o options) error {
+	if err := loopbackUp(); err != nil {
+		return err
+	}
+	if err := tap.EnsureNodeLink(ctx, "atoll0", []netip.Prefix{netip.MustParsePrefix("198.18.0.1/32")}); err != nil {
+		return err
+	}
+	if err := os.Chmod(b.dir, 0o711); err != nil { // QEMU runs as another user
+		return err
+	}
+	hosts, err := b.serveImages(ctx)
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	guest, err := filepath.Abs(o.guest)
+	if err != nil {
+		return err
+	}
+	b.run = fmt.Sprintf("/run/atoll/bench-%d", os.Getpid()) // sockets' paths are short
+	text, err := json.Marshal(map[string]any{
+		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "bench", "nodeIP": "198.18.0.1",
+		"dataDir": filepath.Join(b.dir, "data"), "runDir": b.run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16", "logLevel": "debug",
+		"hypervisor": map[string]any{"guest": guest, "ephemeralDefault": "2Gi"}, "images": map[string]any{"hostsDir": hosts},
+	})
+	if err != nil {
+		return err
+	}
+	b.config = filepath.Join(b.dir, "config.json")
+	if err := os.WriteFile(b.config, text, 0o600); err != nil {
+		return err
+	}
+	if b.log, err = os.Create(filepath.Join(b.dir, "spherelet.log")); err != nil {
+		return err
+	}
+	if b.spherelet, err = filepath.Abs(o.spherelet); err != nil {
+		return err
+	}
+	cmd := exec.Command(b.spherelet, "cri", "--config", b.config, "--pod-cidr", "198.19.0.0/24")
+	cmd.Stdout, cmd.Stderr = b.log, b.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	b.cmd = cmd
+	go func() { b.ended <- cmd.Wait() }()
+	return b.connect(ctx)
+}
+
+func (b *criBench) connect(ctx context.Context) (err error) {
+	b.conn, err = grpc.NewClient("unix://"+filepath.Join(b.run, "cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+	if err != nil {
+		return err
+	}
+	b.rt, b.images = runtimeapi.NewRuntimeServiceClient(b.conn), runtimeapi.NewImageServiceClient(b.conn)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		if _, err = b.rt.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("spherelet cri does not answer: %w%s", err, b.said())
+		}
+	}
+	for _, image := range []string{pauseImage, benchImage} {
+		if _, err := b.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+			return fmt.Errorf("pull %s: %w", image, err)
+		}
+	}
+	return nil
+}
+
+// said is the end of spherelet's log, for errors.
+func (b *criBench) said() string {
+	text, _ := os.ReadFile(b.log.Name())
+	return "; it said:\n" + string(text[max(0, len(text)-4096):])
+}
+
+// close ends the runtime and removes all that it made.
+func (b *criBench) close() error {
+	var errs []error
+	if b.conn != nil {
+		errs = append(errs, b.conn.Close())
+	}
+	if b.cmd != nil {
+		_ = b.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case err := <-b.ended:
+			errs = append(errs, err)
+		case <-time.After(30 * time.Second):
+			errs = append(errs, errors.New("spherelet cri did not end"), b.cmd.Process.Kill())
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if said, err := exec.CommandContext(ctx, b.spherelet, "cleanup", "--config", b.config).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("spherelet cleanup: %w\n%s", err, said))
+		}
+	}
+	if b.log != nil {
+		errs = append(errs, b.log.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(b.dir))...)
+}
+
+// serveImages offers the demo images and the bench's own on loopback, and
+// returns the directory of the hosts.toml that leads there.
+func (b *criBench) serveImages(ctx context.Context) (string, error) {
+	own := filepath.Join(b.dir, "layout")
+	if err := buildImage(ctx, filepath.Join("build", "images"), own); err != nil {
+		return "", err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	go func() {
+		_ = registry.Serve(ctx, registry.Config{
+			Dir: filepath.Join(b.dir, "registry"), Listener: l, Seeds: []string{filepath.Join("build", "images"), own},
+			Logger: slog.New(slog.DiscardHandler),
+		})
+	}()
+	hosts := filepath.Join(b.dir, "hosts")
+	return hosts, registry.WriteHosts(hosts, "atoll.local", "http://"+l.Addr().String())
+}
+
+// buildImage puts the guest's program into the demo busybox.
+func buildImage(ctx context.Context, from, to string) error {
+	program := filepath.Join(to, "..", "inguest")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", program, "./cmd/bench/inguest")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build ./cmd/bench/inguest: %w\n%s", err, said)
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	base, err := imageOf(from, shellImage)
+	if err != nil {
+		return err
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	err = w.WriteHeader(&tar.Header{Name: "inguest", Mode: 0o755, Size: int64(len(data)), Typeflag: tar.TypeReg})
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		return err
+	}
+	img, err := mutate.AppendLayers(base, layer)
+	if err != nil {
+		return err
+	}
+	path, err := layout.Write(to, empty.Index)
+	if err != nil {
+		return err
+	}
+	return path.AppendImage(img, layout.WithAnnotations(map[string]string{nameAnnotation: benchImage + ":latest"}))
+}
+
+func imageOf(dir, name string) (v1.Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range manifest.Manifests {
+		if strings.TrimSuffix(d.Annotations[nameAnnotation], ":latest") == name {
+			return index.Image(d.Digest)
+		}
+	}
+	return nil, fmt.Errorf("%s has no image %s: run `make images`", dir, name)
+}
+
+// loopbackUp brings up the interface that a new network namespace has down.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+}
+
+// A criPod is one sandbox with one container that runs.
+type criPod struct{ sandbox, container, log string }
+
+// pod runs a sandbox and starts one container in it.
+func (b *criBench) pod(ctx context.Context, image string, command ...string) (criPod, error) {
+	return startPod(ctx, b.rt, filepath.Join(b.dir, "podlogs"), image, command...)
+}
+
+func startPod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, logs, image string, command ...string) (criPod, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*bootTimeout)
+	defer cancel()
+	uid := uuid.NewString()
+	sandbox := &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "bench-" + uid, Namespace: "bench", Uid: uid},
+		Hostname:     "bench",
+		LogDirectory: filepath.Join(logs, uid),
+		Labels:       map[string]string{"io.kubernetes.pod.name": "bench-" + uid, "io.kubernetes.pod.namespace": "bench", "app": "bench"},
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
+	}
+	p := criPod{log: filepath.Join(sandbox.LogDirectory, "c/0.log")}
+	s, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: sandbox})
+	if err != nil {
+		return p, err
+	}
+	p.sandbox = s.PodSandboxId
+	c, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, SandboxConfig: sandbox, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command,
+		LogPath: "c/0.log", Labels: sandbox.Labels, Linux: &runtimeapi.LinuxContainerConfig{},
+	}})
+	if err != nil {
+		return p, err
+	}
+	p.container = c.ContainerId
+	_, err = rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
+	return p, err
+}
+
+func removePod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, p criPod) error {
+	if p.sandbox == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	_, err := rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
+	return err
+}
