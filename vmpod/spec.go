@@ -68,6 +68,8 @@ type Spec struct {
 	// Disks in the order in which the guest sees them at boot.
 	Disks []Disk `json:"disks,omitempty"`
 	NICs  []NIC  `json:"nics,omitempty"`
+	// Shares are only ever plugged: Launch refuses a Spec with any.
+	Shares []Share `json:"shares,omitempty"`
 	// Pool groups VMs: a cgroup path on KVM, a resource pool on vSphere.
 	Pool string `json:"pool,omitempty"`
 }
@@ -100,6 +102,7 @@ type NIC struct {
 
 // A Device is what a Plugger adds or removes: exactly one field is set.
 type Device struct {
-	Disk *Disk
-	NIC  *NIC
+	Disk  *Disk
+	NIC   *NIC
+	Share *Share
 }

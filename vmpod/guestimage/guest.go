@@ -6,6 +6,7 @@
 //
 //	/init                     podinit, PID 1
 //	/modules/NN-<name>.ko     what the kernel lacks, to be loaded in this order
+//	/modules/<what>/NN-….ko   likewise, but only when a pod needs it
 //	/usr/bin/crun             the OCI runtime, with its shared libraries
 //	/dev/console, /dev/null   device nodes, for the time before devtmpfs
 //	/proc /sys /dev /run ...  empty directories to mount on

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -41,11 +43,18 @@ var wantedModules = []string{
 	"unix",
 }
 
+// demandModules are loaded when a pod first needs them: directory below
+// /modules → modules.
+var demandModules = map[string][]string{
+	"virtiofs": {"virtiofs"}, // directories of the host
+}
+
 // optionalModules may be missing without an error: not every kernel release
 // has them under this name, and a pod VM runs without.
 var optionalModules = map[string]bool{
 	"virtio_mem": true, "pvpanic-pci": true, "crc32c-intel": true,
 	"virtio_rng": true, "ipv6": true, "unix": true, "af_packet": true,
+	"virtiofs": true,
 }
 
 // A moduleTree is /lib/modules/<release>.
@@ -141,6 +150,30 @@ func moduleEntries(ctx context.Context, dir string) ([]entry, error) {
 	if len(order) > 100 {
 		return nil, fmt.Errorf("kernel modules: %d modules would be needed from %s, more than the two digits that order them", len(order), dir)
 	}
+	entries, err := readModules(ctx, dir, "/modules", order)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(demandModules)) {
+		more, err := t.loadOrder(demandModules[name])
+		if err != nil {
+			return nil, err
+		}
+		more = slices.DeleteFunc(more, func(rel string) bool { return slices.Contains(order, rel) })
+		if len(more) == 0 {
+			continue
+		}
+		demanded, err := readModules(ctx, dir, "/modules/"+name, more)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(append(entries, entry{path: "/modules/" + name, mode: modeDir | 0o755}), demanded...)
+	}
+	return entries, nil
+}
+
+// readModules makes the entries of modules, in their order.
+func readModules(ctx context.Context, dir, into string, order []string) ([]entry, error) {
 	var entries []entry
 	for i, rel := range order {
 		file := filepath.Join(dir, rel)
@@ -154,7 +187,7 @@ func moduleEntries(ctx context.Context, dir string) ([]entry, error) {
 		data = withoutSignature(data)
 		name, _, _ := strings.Cut(path.Base(rel), ".ko")
 		entries = append(entries, entry{
-			path: fmt.Sprintf("/modules/%02d-%s.ko", i, name),
+			path: fmt.Sprintf("%s/%02d-%s.ko", into, i, name),
 			mode: modeFile | 0o644, data: data, from: file,
 		})
 	}

@@ -41,7 +41,11 @@ func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*a
 	if r.Kind == agentapi.AddVolumeRequest_EMPTY_DIR {
 		v.root = filepath.Join(a.places.disk, "v", r.Id)
 	}
-	if err := v.create(r, a.userns.shift()); err != nil {
+	err := v.create(r, a.userns.shift())
+	if err == nil && r.Kind == agentapi.AddVolumeRequest_SHARE {
+		err = mountShare(ctx, r.Share, v.root)
+	}
+	if err != nil {
 		_ = v.destroy()
 		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
 	}
@@ -71,8 +75,8 @@ func (v *volume) create(r *agentapi.AddVolumeRequest, shift int) error {
 			return fmt.Errorf("tmpfs: %w", err)
 		}
 	}
-	if r.Kind == agentapi.AddVolumeRequest_TREE {
-		return nil // the tar says how its root is to be
+	if r.Kind == agentapi.AddVolumeRequest_TREE || r.Kind == agentapi.AddVolumeRequest_SHARE {
+		return nil // the tar, or the host, says how its root is to be
 	}
 	mode, group := uint32(0o777), 0
 	if r.HasFsGroup {
@@ -87,8 +91,18 @@ func (v *volume) create(r *agentapi.AddVolumeRequest, shift int) error {
 }
 
 func (v *volume) destroy() error {
+	if v.kind == agentapi.AddVolumeRequest_SHARE {
+		// What is still mounted there is the host's: it is never walked.
+		if err := detach(v.root); err != nil {
+			return err
+		}
+		if err := os.Remove(v.root); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
 	if v.kind == agentapi.AddVolumeRequest_TMPFS {
-		if err := unix.Unmount(v.root, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		if err := detach(v.root); err != nil {
 			return err
 		}
 	}
