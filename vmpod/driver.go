@@ -29,7 +29,9 @@ type Driver interface {
 
 // A Machine is one pod VM. Its methods are safe for concurrent use.
 type Machine interface {
-	// Spec returns what the machine was launched with, plus what was plugged.
+	// Spec returns what the machine was launched with, plus what was plugged
+	// and what it has grown by. What another process did to it may be missing
+	// for as long as the hypervisor has not been asked yet (Grower.Extent).
 	Spec() Spec
 	// Status never blocks on the guest. A hypervisor that does not answer in
 	// time yields StateUnknown and a reason, never StateStopped.

@@ -47,6 +47,8 @@ func checkSpec(s vmpod.Spec) error {
 		return bad("pool %q: want names of [A-Za-z0-9._-] joined by /", s.Pool)
 	case len(s.Disks) > plugSlots:
 		return bad("%d disks: want at most %d", len(s.Disks), plugSlots)
+	case len(s.Shares) > 0:
+		return bad("it has shares, which can only be plugged into a VM that runs")
 	case len(s.NICs) > maxBootNICs:
 		return bad("%d NICs: want at most %d", len(s.NICs), maxBootNICs)
 	}
@@ -120,11 +122,16 @@ const AgentPort = "atoll.agent"
 
 // A command is all that decides QEMU's command line.
 type command struct {
-	spec    vmpod.Spec
+	spec vmpod.Spec
+	// What the VM can grow to, at least what spec has.
+	maxCPUs   int
+	maxMemory int64 // bytes
+
 	guest   Guest
 	accel   Accelerator
 	tscKHz  int  // the host's TSC rate, for TCG; 0 if not known
 	sandbox bool // this QEMU has a seccomp sandbox
+	shared  bool // other processes, servers of shares, reach the guest's RAM
 	paused  bool // start with the CPUs stopped
 }
 
@@ -144,9 +151,9 @@ func (c command) argv(r resources) ([]string, error) {
 		"-no-user-config", "-nodefaults", "-display", "none",
 		// No machine part that a pod has no use for: see the decision record.
 		"-machine", "q35,memory-backend=ram,vmport=off,sata=off,smbus=off,i8042=off,dump-guest-core=off",
-		"-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", memoryMiB(c.spec)),
-		"-m", fmt.Sprintf("%dM", memoryMiB(c.spec)),
-		"-smp", fmt.Sprintf("%d,sockets=1,cores=%d,threads=1", c.spec.CPUs, c.spec.CPUs),
+		"-object", c.memoryBackend("ram", memoryMiB(c.spec)),
+		"-m", c.memory(),
+		"-smp", fmt.Sprintf("%d,sockets=1,cores=%d,threads=1,maxcpus=%d", c.spec.CPUs, c.maxCPUs, c.maxCPUs),
 		"-rtc", "base=utc,clock=host",
 		// A guest that ended stays, stopped, until somebody has asked how.
 		"-action", "reboot=shutdown,shutdown=pause,panic=pause",
@@ -188,17 +195,38 @@ func (c command) argv(r resources) ([]string, error) {
 	return append(append(a, r.extra()...), rendered...), nil
 }
 
+// memoryBackend is an -object that is RAM of the guest. Every one of them must
+// be shared for a share to work: its server gets them as descriptors.
+func (c command) memoryBackend(id string, mib int64) string {
+	if c.shared {
+		return fmt.Sprintf("memory-backend-memfd,id=%s,size=%dM,share=on", id, mib)
+	}
+	return fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", id, mib)
+}
+
 // vmName is what people find the process by.
 func vmName(id vmpod.ID) string { return "atoll-" + id.String() }
 
 // memoryMiB is the RAM in MiB, rounded up.
 func memoryMiB(s vmpod.Spec) int64 { return (s.Memory + 1<<20 - 1) >> 20 }
 
+// memory is the RAM, and the address space into which it can grow.
+func (c command) memory() string {
+	m := fmt.Sprintf("%dM", memoryMiB(c.spec))
+	if c.maxMemory > memoryMiB(c.spec)<<20 {
+		m += fmt.Sprintf(",maxmem=%dM", c.maxMemory>>20)
+	}
+	return m
+}
+
 // kernelCmdline is what the guest's kernel is told. Under TCG the guest's TSC
 // is the host's, so calibrating it (or testing the timer, the crypto code) only
 // costs boot time, and RDRAND is QEMU's getrandom, fit to seed from.
 func (c command) kernelCmdline() string {
-	a := []string{"console=ttyS0", "quiet", "panic=-1", "reboot=t"}
+	a := []string{"console=ttyS0", "quiet", "panic=-1", "reboot=t",
+		// Memory that could come above 4 GiB makes the kernel set 64 MiB aside
+		// for devices that cannot reach it. There are none.
+		"swiotlb=noforce"}
 	if c.accel == AcceleratorTCG {
 		a = append(a, "tsc=reliable", "no_timer_check", "cryptomgr.notests", "random.trust_cpu=on")
 		if c.tscKHz > 0 {

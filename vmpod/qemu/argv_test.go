@@ -46,8 +46,8 @@ func TestArgvAllowList(t *testing.T) {
 		"-display":        regexp.MustCompile(`^none$`),
 		"-machine":        regexp.MustCompile(`^q35,memory-backend=ram,vmport=off,sata=off,smbus=off,i8042=off,dump-guest-core=off$`),
 		"-object":         regexp.MustCompile(`^(memory-backend-ram,id=ram,size=\d+M|rng-random,id=rng,filename=/dev/urandom)$`),
-		"-m":              regexp.MustCompile(`^\d+M$`),
-		"-smp":            regexp.MustCompile(`^\d+,sockets=1,cores=\d+,threads=1$`),
+		"-m":              regexp.MustCompile(`^\d+M,maxmem=\d+M$`),
+		"-smp":            regexp.MustCompile(`^\d+,sockets=1,cores=\d+,threads=1,maxcpus=\d+$`),
 		"-rtc":            regexp.MustCompile(`^base=utc,clock=host$`),
 		"-action":         regexp.MustCompile(`^reboot=shutdown,shutdown=pause,panic=pause$`),
 		"-accel":          regexp.MustCompile(`^(kvm|tcg,tb-size=\d+)$`),
@@ -65,7 +65,7 @@ func TestArgvAllowList(t *testing.T) {
 		"-no-user-config": nil, "-nodefaults": nil, "-S": nil,
 	}
 	for _, accel := range []Accelerator{AcceleratorKVM, AcceleratorTCG} {
-		c := command{spec: fullSpec(), guest: Guest{Kernel: "/k", Initrd: "/i", Cmdline: "a=b"}, accel: accel, tscKHz: 2000000, sandbox: true, paused: true}
+		c := command{spec: fullSpec(), maxCPUs: 5, maxMemory: 8 << 30, guest: Guest{Kernel: "/k", Initrd: "/i", Cmdline: "a=b"}, accel: accel, tscKHz: 2000000, sandbox: true, paused: true}
 		args, err := c.argv(&fakeFDs{})
 		if err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestArgvAllowList(t *testing.T) {
 				t.Errorf("%q is on the command line: %s", text, line)
 			}
 		}
-		if !slices.Contains(args, "301M") {
+		if !slices.Contains(args, "301M,maxmem=8192M") {
 			t.Errorf("memory is not rounded up: %s", line)
 		}
 		if tcg := strings.Contains(line, "tsc_early_khz"); tcg != (accel == AcceleratorTCG) {

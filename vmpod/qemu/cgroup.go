@@ -76,13 +76,21 @@ func createCgroups(hs []hierarchy, rel string, l limits) ([]string, error) {
 			return dirs, err
 		}
 		dirs = append(dirs, dir)
-		for file, value := range h.settings(l) {
-			if err := writeControl(filepath.Join(dir, file), value); err != nil {
-				return dirs, err
-			}
+		if err := h.limit(dir, l); err != nil {
+			return dirs, err
 		}
 	}
 	return dirs, nil
+}
+
+// limit sets the limits of one group.
+func (h hierarchy) limit(dir string, l limits) error {
+	for file, value := range h.settings(l) {
+		if err := writeControl(filepath.Join(dir, file), value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settings returns control files and values.

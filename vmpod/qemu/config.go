@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // An Accelerator is what executes the guest's code.
@@ -64,6 +66,14 @@ type Config struct {
 	// Overhead is added to the guest's RAM for the memory limit of the VM's
 	// cgroup, in bytes; default DefaultOverheadKVM or -TCG.
 	Overhead int64
+	// GrowCPUs and GrowMemory (bytes) bound what VMs may grow to while they
+	// run; default the host's CPUs and RAM. Of CPUs a VM has no more than a few
+	// in reserve (see Config.room), since each costs every guest some memory. A
+	// VM that is launched larger does not grow.
+	GrowCPUs   int
+	GrowMemory int64
+	// HostDirectories are what shares may be of; empty: there can be none.
+	HostDirectories []vmpod.HostDirectory
 	// Deadline is how long QEMU may take to answer before it counts as
 	// unknown; default 5 s.
 	Deadline time.Duration
@@ -115,6 +125,14 @@ func (c Config) complete() (Config, error) {
 	}
 	if !cgroupPathRE.MatchString(c.Cgroup) {
 		return c, fmt.Errorf("cgroup %q of the QEMU driver: want names of [A-Za-z0-9._-] joined by /: %w", c.Cgroup, errdefs.ErrInvalidArgument)
+	}
+	if err := c.growDefaults(); err != nil {
+		return c, err
+	}
+	for _, dir := range c.HostDirectories {
+		if !filepath.IsAbs(dir.Path) || filepath.Clean(dir.Path) != dir.Path || dir.Path == "/" {
+			return c, fmt.Errorf("host directory %q of the QEMU driver: want an absolute, clean path that is not /: %w", dir.Path, errdefs.ErrInvalidArgument)
+		}
 	}
 	if c.Deadline <= 0 {
 		c.Deadline = 5 * time.Second

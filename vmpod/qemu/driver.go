@@ -21,17 +21,19 @@ import (
 )
 
 // A Driver runs pod VMs as QEMU processes. It implements vmpod.Driver; its
-// machines are also vmpod.Plugger and vmpod.Meter.
+// machines are also vmpod.Plugger, vmpod.Grower and vmpod.Meter.
 type Driver struct {
-	cfg     Config
-	log     *slog.Logger
-	qemu    binaryFacts
-	accel   Accelerator
-	kvm     KVMStatus
-	tscKHz  int
-	trees   []hierarchy
-	lock    *os.File
-	nowhere *nowhere
+	cfg  Config
+	log  *slog.Logger
+	qemu binaryFacts
+	// virtiofsd is known if there are host directories.
+	virtiofsd virtiofsd
+	accel     Accelerator
+	kvm       KVMStatus
+	tscKHz    int
+	trees     []hierarchy
+	lock      *os.File
+	nowhere   *nowhere
 
 	// life ends with Close; it bounds what runs behind the machines.
 	life   context.Context
@@ -47,6 +49,7 @@ var (
 	_ vmpod.Driver  = (*Driver)(nil)
 	_ vmpod.Machine = (*Machine)(nil)
 	_ vmpod.Plugger = (*Machine)(nil)
+	_ vmpod.Grower  = (*Machine)(nil)
 	_ vmpod.Meter   = (*Machine)(nil)
 	_ vmpod.Pacer   = (*Machine)(nil)
 )
@@ -95,6 +98,11 @@ func (d *Driver) prepare() error {
 	var err error
 	if d.qemu, err = examine(d.life, d.cfg.Binary); err != nil {
 		return err
+	}
+	if len(d.cfg.HostDirectories) > 0 {
+		if d.virtiofsd, err = findVirtiofsd(d.life); err != nil {
+			return err
+		}
 	}
 	if !d.qemu.sandbox {
 		d.log.Warn("QEMU runs without its seccomp sandbox", "binary", d.cfg.Binary, "reason", d.qemu.sandboxReason)

@@ -94,7 +94,7 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 		return nil, err
 	}
 	failpoint.Hit(failpoint.LaunchStarted)
-	proc.Accelerator, proc.SharedMemory = d.accel, d.sharesMemory()
+	proc.Accelerator, proc.SharedMemory, proc.MaxMemory = d.accel, d.sharesMemory(), command.maxMemory
 	m := newMachine(d, spec, dir, proc)
 	m.child = kid
 	if err := dir.write(processFile, proc); err != nil {

@@ -404,6 +404,9 @@ func (m *Machine) Remove(ctx context.Context) error {
 		return err
 	}
 	m.background.Wait()
+	if err := m.stopServers(); err != nil {
+		return fmt.Errorf("remove pod VM %s: %w", m.id, err)
+	}
 	if err := m.d.undo(m.launched, m.dir); err != nil {
 		return fmt.Errorf("remove pod VM %s: %w", m.id, err)
 	}

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -189,7 +190,10 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 	if err := m.reconcile(ctx, q); err != nil {
 		m.log.Warn("devices cannot be compared with QEMU's", "err", err)
 	}
-	if _, err := m.inspect(ctx, q); err != nil {
+	for _, e := range m.table().Shares {
+		m.watchServer(e)
+	}
+	if _, err := m.inspect(ctx, q); err != nil && !errors.Is(err, errQMPClosed) { // who ends needs no size
 		m.log.Warn("QEMU does not tell how large the VM is", "err", err)
 	}
 	m.transition(vmpod.EventAnswered)

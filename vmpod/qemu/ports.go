@@ -13,7 +13,8 @@ import (
 // boot are on the root bus, in fixed slots that keep their order.
 const (
 	plugBus      = "plug"
-	plugSlots    = 31 // 1 to 31; the bridge's controller has slot 0
+	plugSlots    = 30 // 1 to 30; the bridge's controller has slot 0
+	growSlot     = 31 // of the device by which the VM's memory grows
 	maxBootNICs  = 4
 	firstNICSlot = 0x10 // on pcie.0, clear of what QEMU places itself
 )

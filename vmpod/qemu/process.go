@@ -24,6 +24,11 @@ type process struct {
 	StartedAt time.Time `json:"startedAt"`
 	// Accelerator is what it was started with.
 	Accelerator Accelerator `json:"accelerator"`
+	// SharedMemory says that servers of shares can reach the guest's RAM.
+	SharedMemory bool `json:"sharedMemory,omitempty"`
+	// MaxMemory is what its RAM can grow to, in bytes, which QEMU does not
+	// tell; 0 in records of versions whose VMs do not grow.
+	MaxMemory int64 `json:"maxMemory,omitempty"`
 	// UID is whom it runs as.
 	UID uint32 `json:"uid"`
 	// Cgroups are the directories made for it, "" if there are none.

@@ -26,7 +26,7 @@ var guestInit []byte
 // guestModules are what the stock kernel lacks for that, in any order.
 var guestModules = []string{
 	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
-	"pvpanic-pci", "button", "evdev",
+	"pvpanic-pci", "button", "evdev", "virtio_mem",
 }
 
 // A Guest is a kernel and an initramfs that speaks the suite's protocol.
@@ -182,6 +182,8 @@ func (k *Talk) Tell(command string) {
 //	read SERIAL      the first line on the disk
 //	readat SERIAL N  the line that begins at byte N of the disk
 //	write SERIAL N   writes N MiB to the disk and syncs: "ok" or "failed"
+//	online           uses the CPUs and memory that were plugged: "ok"
+//	fill N           writes N MiB of memory: "ok" or "failed"
 //	deaf             from now on the power button is ignored: "ok"
 func (k *Talk) Ask(command string) string {
 	k.t.Helper()

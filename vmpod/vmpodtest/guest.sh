@@ -38,6 +38,15 @@ answer() {
 	read) echo "$(head -n 1 "$(disk $2)" | tr -d '\0' | head -c 100)" ;;
 	readat) echo "$(tail -c +$(($3 + 1)) "$(disk $2)" | head -n 1 | tr -d '\0' | head -c 100)" ;;
 	write) dd if=/dev/zero of="$(disk $2)" bs=1M count=$3 conv=fsync 2>/dev/null && echo ok || echo failed ;;
+	online)
+		echo online_kernel >/sys/devices/system/memory/auto_online_blocks
+		for m in /sys/devices/system/memory/memory*/state; do grep -q offline $m && echo online_kernel >$m; done
+		for c in /sys/devices/system/cpu/cpu*/online; do [ "$(cat $c)" = 0 ] && echo 1 >$c; done
+		echo ok ;;
+	fill)
+		mkdir -p /fill && mount -t tmpfs -o size=100% tmpfs /fill
+		dd if=/dev/zero of=/fill/x bs=1M count=$2 2>/dev/null && echo ok || echo failed
+		umount /fill ;;
 	deaf) kill -9 $button; echo ok ;;
 	poweroff) poweroff -f ;;
 	reboot) reboot -f ;;

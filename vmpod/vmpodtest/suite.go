@@ -38,7 +38,7 @@ type Harness struct {
 const patience = 60 * time.Second
 
 // Run tests drivers; it asks for a harness, with nothing in it, for each
-// test. Four guests are booted, one at a time.
+// test. Five guests are booted, one at a time.
 func Run(t *testing.T, newHarness func(t *testing.T) *Harness) {
 	for _, test := range []struct {
 		name  string
@@ -56,6 +56,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) *Harness) {
 		{"Poweroff", true, testPoweroff},
 		{"Reset", true, testReset},
 		{"PanicUnseen", true, testPanicUnseen},
+		{"Grow", true, testGrow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.boots && testing.Short() {
