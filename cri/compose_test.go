@@ -71,7 +71,7 @@ func TestClassify(t *testing.T) {
 		{name: "missing", path: host + "/missing", refused: "create it first"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			v, sub, term, err := classify(root, podUID, tc.kubelet, tc.path)
+			v, sub, term, err := classify(mountRules{kubeletRoot: root, podUID: podUID, fromKubelet: tc.kubelet}, &runtimeapi.Mount{HostPath: tc.path})
 			if tc.refused != "" {
 				if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), tc.refused) {
 					t.Fatalf("got %v, want a refusal with %q", err, tc.refused)
@@ -102,11 +102,11 @@ func TestPlanMounts(t *testing.T) {
 		"image and path":       {{ContainerPath: "/a", HostPath: host, Image: &runtimeapi.ImageSpec{Image: "y"}}},
 		"image at the same":    {{ContainerPath: "/a", HostPath: host}, {ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "y"}}},
 	} {
-		if _, err := planMounts("/var/lib/kubelet", podUID, false, m); !errdefs.IsInvalidArgument(err) {
+		if _, err := planMounts(mountRules{kubeletRoot: "/var/lib/kubelet", podUID: podUID}, m); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
-	plan, err := planMounts("", podUID, false, []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: host}})
+	plan, err := planMounts(mountRules{podUID: podUID}, []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: host}})
 	if err != nil || !plan.mounts[0].ReadOnly || !plan.reported[0].Readonly {
 		t.Fatalf("a copy must be read-only: %+v, %v", plan, err)
 	}

@@ -80,7 +80,7 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	}
 	s := p.s
 	_, fromKubelet := sb.Config.GetLabels()[kubeletUIDLabel]
-	plan, err := planMounts(s.config.KubeletRoot, sb.VM.PodUID, fromKubelet, config.GetMounts())
+	plan, err := planMounts(s.mountRules(sb, fromKubelet), config.GetMounts())
 	if err != nil {
 		return "", err
 	}

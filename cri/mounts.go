@@ -32,6 +32,8 @@ type volume struct {
 	Follow    bool   `json:"follow,omitempty"`
 	SizeLimit int64  `json:"sizeLimit,omitempty"`
 	FSGroup   *int64 `json:"fsGroup,omitempty"`
+	// Share is the device of a SHARE.
+	Share *vmpod.Share `json:"share,omitempty"`
 	// Inline is the content of a File that is on no disk.
 	Inline string `json:"inline,omitempty"`
 	// Hash of the tree that was sent last.
@@ -69,10 +71,11 @@ var treePlugins = map[string]string{
 	"kubernetes.io~downward-api": "downward",
 }
 
-// planMounts decides what every mount of a container is. fromKubelet says that
-// a kubelet made the pod: then a path outside its directories is a hostPath
-// volume and refused; other clients' small files are copied in.
-func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimeapi.Mount) (*mountPlan, error) {
+// planMounts decides what every mount of a container is. A path outside the
+// kubelet's directories is the host's: it is shared live if the operator allows
+// that. Otherwise it is refused to a kubelet's pod, whose hostPath volume it is;
+// other clients' small files are copied in.
+func planMounts(rules mountRules, mounts []*runtimeapi.Mount) (*mountPlan, error) {
 	plan := &mountPlan{}
 	seen := map[string]bool{}
 	for _, m := range mounts {
@@ -97,7 +100,7 @@ func planMounts(kubeletRoot, podUID string, fromKubelet bool, mounts []*runtimea
 			plan.images = append(plan.images, m)
 			continue
 		}
-		if err := plan.add(kubeletRoot, podUID, fromKubelet, m, dst); err != nil {
+		if err := plan.add(rules, m, dst); err != nil {
 			return nil, err
 		}
 	}
@@ -118,12 +121,12 @@ func checkRecursiveReadOnly(m *runtimeapi.Mount) error {
 	return nil
 }
 
-func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.Mount, dst string) error {
+func (plan *mountPlan) add(rules mountRules, m *runtimeapi.Mount, dst string) error {
 	report := &runtimeapi.Mount{
 		ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
 		Propagation: m.Propagation, RecursiveReadOnly: m.RecursiveReadOnly,
 	}
-	vol, sub, termination, err := classify(root, podUID, fromKubelet, filepath.Clean(m.HostPath))
+	vol, sub, termination, err := classify(rules, m)
 	switch {
 	case err != nil:
 		return fmt.Errorf("mount %s: %w", dst, err)
@@ -146,7 +149,10 @@ func (plan *mountPlan) add(root, podUID string, fromKubelet bool, m *runtimeapi.
 	plan.mounts = append(plan.mounts, vm)
 	plan.volumes = append(plan.volumes, *vol)
 	plan.reported = append(plan.reported, report)
-	if strings.HasPrefix(vol.ID, "host-") && !vol.File {
+	switch {
+	case vol.Share != nil:
+		return plan.addBelow(m, vol, dst)
+	case strings.HasPrefix(vol.ID, "host-") && !vol.File:
 		return plan.addMemory(m, vol.HostPath, dst)
 	}
 	return nil
@@ -201,18 +207,22 @@ func propagation(p runtimeapi.MountPropagation) string {
 
 // classify says what a host path is: a volume and a path below it, or the
 // termination message file.
-func classify(root, podUID string, fromKubelet bool, path string) (vol *volume, sub string, termination bool, err error) {
+func classify(rules mountRules, m *runtimeapi.Mount) (vol *volume, sub string, termination bool, err error) {
+	path, root := filepath.Clean(m.HostPath), rules.kubeletRoot
 	if root != "" {
-		rel, ok := below(filepath.Join(root, "pods", podUID), path)
+		rel, ok := below(filepath.Join(root, "pods", rules.podUID), path)
 		if ok {
-			return classifyKubelet(filepath.Join(root, "pods", podUID), rel)
+			return classifyKubelet(filepath.Join(root, "pods", rules.podUID), rel)
 		}
 		if _, ok := below(root, path); ok {
-			return nil, "", false, refuse("host_path", fmt.Sprintf("%s belongs to the kubelet, not to pod %s", path, podUID))
+			return nil, "", false, refuse("host_path", fmt.Sprintf("%s belongs to the kubelet, not to pod %s", path, rules.podUID))
 		}
 	}
-	if fromKubelet {
-		return nil, "", false, refuse("host_path", fmt.Sprintf("%s is a directory of the node, which a pod VM does not share: use a configMap, an emptyDir or a persistent volume instead of hostPath", path))
+	if vol, sub, err = rules.live(m); vol != nil || err != nil {
+		return vol, sub, false, err
+	}
+	if rules.fromKubelet {
+		return nil, "", false, refuse("host_path", fmt.Sprintf("%s is a directory of the node, which a pod VM does not share unless %s of the node's configuration allows it: use a configMap, an emptyDir or a persistent volume instead of hostPath", path, hostDirectoriesKey))
 	}
 	if vol, err = hostCopy(path); err == nil && vol.File {
 		sub = filepath.Base(vol.HostPath)

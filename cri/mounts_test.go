@@ -24,7 +24,7 @@ func TestRecursiveReadOnly(t *testing.T) {
 		"propagation, not ro": {&runtimeapi.Mount{Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}, true},
 	} {
 		c.mount.HostPath, c.mount.ContainerPath = dir, "/mnt"
-		_, err := planMounts("", "uid", false, []*runtimeapi.Mount{c.mount})
+		_, err := planMounts(mountRules{podUID: "uid"}, []*runtimeapi.Mount{c.mount})
 		if c.ok && err != nil || !c.ok && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -42,7 +42,7 @@ func TestMemoryBelowACopiedDirectory(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(memory, unix.MNT_DETACH) })
 	for _, recursive := range []bool{false, true} {
-		plan, err := planMounts("", "uid", false, []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/mnt", Readonly: true, RecursiveReadOnly: recursive}})
+		plan, err := planMounts(mountRules{podUID: "uid"}, []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/mnt", Readonly: true, RecursiveReadOnly: recursive}})
 		if err != nil {
 			t.Fatal(err)
 		}

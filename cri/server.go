@@ -45,6 +45,10 @@ type Config struct {
 	// KubeletRoot is the kubelet's root directory: mounts below its pods
 	// directory are known for what they are. Empty: there is no kubelet.
 	KubeletRoot string
+	// HostDirectories are what containers may mount of this host as it is; the
+	// Driver must have been given the same. Empty: small directories are copied
+	// into the guest for clients that are no kubelet, and refused to others.
+	HostDirectories []vmpod.HostDirectory
 	// DefaultEphemeralBytes is the writable disk of a pod that sets no limit;
 	// default 10 GiB, sparse.
 	DefaultEphemeralBytes int64

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,7 +40,11 @@ func packTree(v *volume) ([]byte, string, error) {
 			return b, hex.EncodeToString(sum[:]), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) || try == treeTries {
-			return nil, "", fmt.Errorf("copy %s into the guest: %w", v.HostPath, err)
+			cure := ""
+			if strings.HasPrefix(v.ID, "host-") {
+				cure = " (or have the operator share it, by " + hostDirectoriesKey + " of the node's configuration)"
+			}
+			return nil, "", fmt.Errorf("copy %s into the guest: %w%s", v.HostPath, err, cure)
 		}
 		time.Sleep(20 * time.Millisecond) // the writer was swapping
 	}

@@ -46,6 +46,12 @@ func (p *pod) ensureVolume(ctx context.Context, v volume) error {
 		return nil
 	}
 	req := &agentapi.AddVolumeRequest{Id: v.ID, Kind: v.Kind, SizeLimit: v.SizeLimit}
+	if v.Share != nil {
+		if err := p.plugShare(ctx, *v.Share); err != nil {
+			return err
+		}
+		req.Share = v.Share.ID
+	}
 	if v.FSGroup != nil {
 		req.HasFsGroup, req.FsGroup = true, *v.FSGroup
 	}
