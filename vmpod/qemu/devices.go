@@ -13,8 +13,9 @@ import (
 // A deviceTable is what a VM has now: at first what it was launched with, then
 // devices.json. QEMU has the last word on it, see Machine.reconcile.
 type deviceTable struct {
-	Disks []diskEntry `json:"disks"`
-	NICs  []nicEntry  `json:"nics"`
+	Disks  []diskEntry  `json:"disks"`
+	NICs   []nicEntry   `json:"nics"`
+	Shares []shareEntry `json:"shares,omitempty"`
 }
 
 type diskEntry struct {
@@ -41,7 +42,7 @@ func bootDevices(s vmpod.Spec) deviceTable {
 
 // spec returns s with the table's devices.
 func (t deviceTable) spec(s vmpod.Spec) vmpod.Spec {
-	s.Disks, s.NICs = nil, nil
+	s.Disks, s.NICs, s.Shares = nil, nil, nil
 	for _, d := range t.Disks {
 		s.Disks = append(s.Disks, d.Disk)
 	}
@@ -49,6 +50,9 @@ func (t deviceTable) spec(s vmpod.Spec) vmpod.Spec {
 		s.NICs = append(s.NICs, n.NIC)
 	}
 	return s
+	for _, f := range t.Shares {
+		s.Shares = append(s.Shares, f.Share)
+	}
 }
 
 // freeSlot returns a slot without a device; ok is false if all are full.
@@ -61,6 +65,9 @@ func (t deviceTable) freeSlot() (slot int, ok bool) {
 		used[n.Slot] = true
 	}
 	for i := 1; i <= plugSlots; i++ {
+	for _, f := range t.Shares {
+		used[f.Slot] = true
+	}
 		if !used[i] {
 			return i, true
 		}
@@ -82,18 +89,30 @@ func (t deviceTable) without(drop func(name string) bool) deviceTable {
 		}
 	}
 	return out
+	for _, f := range t.Shares {
+		if !drop(shareName(f.ID)) {
+			out.Shares = append(out.Shares, f)
+		}
+	}
 }
 
 // diskFaults counts the errors of the host's disks that a guest has met.
+// size is the number of devices.
+func (t deviceTable) size() int { return len(t.Disks) + len(t.NICs) + len(t.Shares) }
+
 type diskFaults struct {
 	count map[string]int // by disk ID
 	last  string
-	full  bool // one of them was for lack of space
+	full  bool   // one of them was for lack of space
+	share string // the host directory whose server has ended
 }
 
 // describe returns a CamelCase reason and a sentence, empty without faults.
 func (f diskFaults) describe() (reason, message string) {
 	if len(f.count) == 0 {
+	if f.share != "" {
+		return "HostDirectoryLost", fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
+	}
 		return "", ""
 	}
 	total := 0

@@ -24,14 +24,19 @@ func (m *Machine) Plug(ctx context.Context, dev vmpod.Device) error {
 }
 
 func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
-	if (dev.Disk == nil) == (dev.NIC == nil) {
-		return fmt.Errorf("want exactly one disk or NIC: %w", errdefs.ErrInvalidArgument)
-	}
+	n := 0
 	var err error
 	if dev.Disk != nil {
-		err = checkDisk(*dev.Disk)
-	} else {
-		err = checkNIC(*dev.NIC)
+		n, err = n+1, checkDisk(*dev.Disk)
+	}
+	if dev.NIC != nil {
+		n, err = n+1, checkNIC(*dev.NIC)
+	}
+	if dev.Share != nil {
+		n, err = n+1, checkShare(*dev.Share)
+	}
+	if n != 1 {
+		return fmt.Errorf("want exactly one disk, NIC or share: %w", errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -52,19 +57,25 @@ func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
 		return fmt.Errorf("all %d slots are in use: %w", plugSlots, errdefs.ErrResourceExhausted)
 	}
 	after := before
-	if dev.Disk != nil {
+	switch {
+	case dev.Disk != nil:
 		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{*dev.Disk, slot})
-	} else {
+	case dev.NIC != nil:
 		after.NICs = append(after.NICs[:len(after.NICs):len(after.NICs)], nicEntry{*dev.NIC, slot})
+	default:
+		after.Shares = append(after.Shares[:len(after.Shares):len(after.Shares)], shareEntry{Share: *dev.Share, Slot: slot})
 	}
 	if err := m.setTable(after); err != nil { // the intent, before the act
 		return err
 	}
 	failpoint.Hit(failpoint.PlugRecorded)
-	if dev.Disk != nil {
+	switch {
+	case dev.Disk != nil:
 		err = addDisk(ctx, q, *dev.Disk, slot)
-	} else {
+	case dev.NIC != nil:
 		err = addNIC(ctx, q, *dev.NIC, slot)
+	default:
+		err = m.addShare(ctx, q, *dev.Share, slot)
 	}
 	if err != nil {
 		// Undoing must happen also when ctx is what ended.
@@ -93,6 +104,14 @@ func (m *Machine) has(dev vmpod.Device) (bool, error) {
 		if dev.NIC != nil && n.ID == dev.NIC.ID {
 			if !reflect.DeepEqual(n.NIC, *dev.NIC) {
 				return false, fmt.Errorf("NIC %s is there with other properties: unplug it first: %w", n.ID, errdefs.ErrAlreadyExists)
+			}
+			return true, nil
+		}
+	}
+	for _, f := range t.Shares {
+		if dev.Share != nil && f.ID == dev.Share.ID {
+			if f.Share != *dev.Share {
+				return false, fmt.Errorf("share %s is there with other properties: unplug it first: %w", f.ID, errdefs.ErrAlreadyExists)
 			}
 			return true, nil
 		}
@@ -158,7 +177,7 @@ func addNIC(ctx context.Context, q *qmpConn, n vmpod.NIC, slot int) error {
 
 // Unplug implements vmpod.Plugger. A disk that the guest still uses (mounted)
 // goes away under it: the caller has the guest let go first. An ID is looked
-// up among disks, then NICs. NICs of the boot cannot be unplugged.
+// up among NICs, disks, then shares. NICs of the boot cannot be unplugged.
 func (m *Machine) Unplug(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, id); err != nil {
 		return fmt.Errorf("pod VM %s: unplug %q: %w", m.id, id, err)
@@ -182,6 +201,11 @@ func (m *Machine) unplug(ctx context.Context, id string) error {
 	for _, d := range t.Disks {
 		if d.ID == id {
 			name = diskName(id)
+		}
+	}
+	for _, f := range t.Shares {
+		if f.ID == id && name == "" {
+			name = shareName(id)
 		}
 	}
 	if name == "" {
@@ -248,7 +272,7 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	}
 	before := m.table()
 	after := before.without(func(name string) bool { return !has[name] })
-	if len(after.Disks)+len(after.NICs) == len(before.Disks)+len(before.NICs) {
+	if after.size() == before.size() {
 		return nil
 	}
 	for _, d := range before.Disks {
@@ -262,6 +286,13 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	for _, n := range before.NICs {
 		if !has[nicName(n.ID)] {
 			_ = q.run(ctx, "netdev_del", map[string]any{"id": netdevName(n.ID)}, nil)
+		}
+	}
+	for _, f := range before.Shares {
+		if !has[shareName(f.ID)] {
+			if err := m.dropShare(ctx, q, f); err != nil {
+				return err
+			}
 		}
 	}
 	return m.setTable(after)
