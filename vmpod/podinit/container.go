@@ -184,11 +184,30 @@ func (a *agent) mountRoot(ctx context.Context, c *container) error {
 	}
 	// Nobody reads the layer after this VM is gone, so syncing it is waste.
 	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + ",volatile"
-	if err := unix.Mount("overlay", c.root, "overlay", 0, options); err != nil {
+	err = unix.Mount("overlay", c.root, "overlay", 0, options)
+	if errors.Is(err, unix.EIO) {
+		// The kernel wants an error of the disk to have been seen by a sync
+		// before it makes another volatile layer. The host has told of it.
+		forgiveDisk(upper)
+		err = unix.Mount("overlay", c.root, "overlay", 0, options)
+	}
+	if err != nil {
 		return fmt.Errorf("mount the writable layer: %w", err)
 	}
 	c.undo = append(c.undo, func() error { return detach(c.root) })
 	return nil
+}
+
+// forgiveDisk syncs the file system of a directory, whatever comes of it.
+func forgiveDisk(dir string) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		slog.Warn("the pod's disk has had errors", "error", err)
+	}
 }
 
 func copyRootMeta(from, to string, shift int) error {

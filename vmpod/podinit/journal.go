@@ -3,6 +3,7 @@ package podinit
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/openatoll/atoll/vmpod/agentapi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -22,6 +24,9 @@ const (
 	// segmentSize is how large one file of a journal grows; whole files are
 	// dropped when all in them is acknowledged.
 	segmentSize = 1 << 20
+	// spareSize is how large a segment in memory grows, while the pod's disk
+	// takes nothing. There are two at most; then the writer waits for the host.
+	spareSize = 128 << 10
 )
 
 // A logJournal is the output of one container: LogRecords in files, counted
@@ -49,6 +54,7 @@ type segment struct {
 	size  int64
 	refs  int // readers in it; the file is closed with the last one
 	gone  bool
+	spare bool // in memory, because the disk is full
 }
 
 func newLogJournal(dir string) (*logJournal, error) {
@@ -64,10 +70,7 @@ func (j *logJournal) append(records ...*agentapi.LogRecord) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.bytes >= j.limit && !j.closed {
-		c := j.changed
-		j.mu.Unlock()
-		<-c
-		j.mu.Lock()
+		j.wait()
 	}
 	if j.closed {
 		return os.ErrClosed
@@ -86,23 +89,70 @@ func (j *logJournal) append(records ...*agentapi.LogRecord) error {
 		}
 		binary.BigEndian.PutUint32(buf[at:], uint32(len(buf)-at-4))
 	}
-	seg, err := j.tail(first)
+	seg, err := j.write(first, buf)
 	if err != nil {
 		return err
 	}
-	if _, err := seg.f.WriteAt(buf, seg.size); err != nil {
-		return fmt.Errorf("log journal: %w", err)
-	}
 	seg.size += int64(len(buf))
-	seg.last = j.next - 1
+	seg.last = first + uint64(len(records)) - 1
 	j.bytes += int64(len(buf))
 	j.wake()
 	return nil
 }
 
+// write puts buf behind what is there: on the pod's disk or, if the pod has
+// filled that, in memory. It returns the segment, whose size does not yet
+// count buf.
+func (j *logJournal) write(first uint64, buf []byte) (*segment, error) {
+	seg, err := j.tail(first)
+	if err == nil {
+		if _, err = seg.f.WriteAt(buf, seg.size); err == nil {
+			return seg, nil
+		}
+		if seg.size == 0 {
+			seg.f.Close()
+			j.segments = j.segments[:len(j.segments)-1]
+		}
+	}
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EIO) {
+		return nil, fmt.Errorf("log journal: %w", err)
+	}
+	for !j.closed && j.spareBytes()+int64(len(buf)) > spareSize+agentapi.MaxMessage {
+		j.wait()
+	}
+	if j.closed {
+		return nil, os.ErrClosed
+	}
+	fd, err := unix.MemfdCreate("log", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("log journal: %w", err)
+	}
+	seg = &segment{f: os.NewFile(uintptr(fd), "log"), first: first, spare: true}
+	j.segments = append(j.segments, seg)
+	_, err = seg.f.WriteAt(buf, 0)
+	return seg, err
+}
+
+func (j *logJournal) spareBytes() (n int64) {
+	for _, s := range j.segments {
+		if s.spare {
+			n += s.size
+		}
+	}
+	return n
+}
+
+// wait lets go of mu until something has changed.
+func (j *logJournal) wait() {
+	c := j.changed
+	j.mu.Unlock()
+	<-c
+	j.mu.Lock()
+}
+
 // tail returns the segment to write to, a new one if the last is full.
 func (j *logJournal) tail(first uint64) (*segment, error) {
-	if n := len(j.segments); n > 0 && j.segments[n-1].size < j.segsz {
+	if n := len(j.segments); n > 0 && j.segments[n-1].size < j.segsz && (!j.segments[n-1].spare || j.segments[n-1].size < spareSize) {
 		return j.segments[n-1], nil
 	}
 	f, err := os.OpenFile(filepath.Join(j.dir, strconv.FormatUint(first, 10)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -130,7 +180,7 @@ func (j *logJournal) ack(offset uint64) {
 	j.acked = min(offset, j.next-1)
 	for len(j.segments) > 0 && j.segments[0].last <= j.acked {
 		s := j.segments[0]
-		if len(j.segments) == 1 && s.size < j.segsz {
+		if len(j.segments) == 1 && s.size < j.segsz && !s.spare {
 			break // it still grows
 		}
 		j.drop(s)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/openatoll/atoll/vmpod/agentapi"
+	"golang.org/x/sys/unix"
 )
 
 func testJournal(t *testing.T) *logJournal {
@@ -184,5 +186,55 @@ func TestLineSplitter(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Fatalf("%d records, want %d", len(got), len(want))
 		}
+	}
+}
+
+// A pod that has filled its disk loses no line of its log: what the disk does
+// not take waits in memory, and no longer than the host needs to read it.
+func TestLogJournalOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("atoll-test", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("cannot mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	j, err := newLogJournal(dir + "/j")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(j.close)
+	const n = 4000
+	long := strings.Repeat("x", 200)
+	go func() {
+		for i := range n {
+			if i == 20 {
+				_ = os.WriteFile(dir+"/full", make([]byte, 1<<20), 0o600) // fails when all is taken
+			}
+			if err := j.append(line(long)); err != nil {
+				t.Error(err)
+			}
+			if i == n/2 {
+				os.Remove(dir + "/full")
+			}
+		}
+		j.append(&agentapi.LogRecord{Eof: true})
+	}()
+	next := uint64(1)
+	err = j.follow(0, nil, func(r *agentapi.LogRecord) error {
+		if r.Offset != next || !r.Eof && string(r.Line) != long {
+			t.Fatalf("record %d comes where %d should", r.Offset, next)
+		}
+		j.mu.Lock()
+		held := j.spareBytes()
+		j.mu.Unlock()
+		if held > 2*spareSize+agentapi.MaxMessage {
+			t.Fatalf("%d bytes wait in memory", held)
+		}
+		if next++; next%50 == 0 {
+			j.ack(r.Offset)
+		}
+		return nil
+	}, noIdle)
+	if err != nil || next != n+2 {
+		t.Errorf("%d of %d records, %v", next-1, n+1, err)
 	}
 }
