@@ -17,9 +17,12 @@ const (
 	// orphanGrace is how long things that no record knows are left alone: they
 	// may be the work of a process that is still on its way out.
 	orphanGrace = time.Minute
-	// adoptTimeout bounds the wait for one adopted guest at the start; the
-	// link goes on trying behind it.
-	adoptTimeout = 5 * time.Second
+	// adoptTimeout bounds the wait for one adopted guest at the start, and
+	// adoptPatience that for a guest whose records tell all that a client asks
+	// for at once: no slow guest may keep the others from being served. Links
+	// go on trying behind it.
+	adoptTimeout  = 5 * time.Second
+	adoptPatience = time.Second
 )
 
 // adopt puts the records and the hypervisor's list together, at the start:
@@ -98,15 +101,28 @@ func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
 			p.log.Error("an adopted guest could not be reconciled", "err", err)
 		}
 		p.wg.Go(p.followExits)
+		p.resumeGrowth(sb)
 	})
 	select {
 	case <-ready:
 		p.log.Info("sandbox is adopted")
-	case <-time.After(adoptTimeout):
+	case <-time.After(s.patience(sb)):
 		p.log.Warn("an adopted guest does not answer yet")
 	case <-p.dead:
 	case <-ctx.Done():
 	}
+}
+
+// patience is how long the start waits for a sandbox's guest. Only the guest
+// knows whether a container that was being started runs: a client that heard
+// of it as created would make another.
+func (s *Server) patience(sb *sandbox) time.Duration {
+	for _, c := range s.store.containersOf(sb.ID) {
+		if c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
+			return adoptTimeout
+		}
+	}
+	return adoptPatience
 }
 
 // reconcile compares the containers with the guest's: a start that was not

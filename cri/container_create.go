@@ -49,6 +49,10 @@ func (r *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	if err != nil {
 		return nil, err
 	}
+	// A resize that restarts containers tells nobody else of larger requests.
+	if err := p.makeRoomLocked(ctx, size{}); err != nil {
+		p.log.Warn("the pod VM does not grow to what the pod is to have now", "err", err)
+	}
 	id, err := p.createContainer(ctx, sb, config)
 	if errors.Is(err, crierrors.ErrImageVolumeMountFailed) {
 		return nil, err // the kubelet looks at its first words

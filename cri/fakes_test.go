@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,11 +43,14 @@ type fakeHost struct {
 	images      map[string]storage.Image
 	holds       map[string]int
 	launches    int
+	began       time.Time
+	starved     atomic.Bool // its machines get no CPU
 }
 
 func newFakeHost() *fakeHost {
 	return &fakeHost{
-		fail: map[string]error{}, hold: map[string]chan struct{}{},
+		began: time.Now(),
+		fail:  map[string]error{}, hold: map[string]chan struct{}{},
 		machines: map[vmpod.ID]*fakeMachine{}, attachments: map[string]netplugin.Attachment{}, disks: map[string]int64{}, holds: map[string]int{},
 		images: map[string]storage.Image{
 			"atoll.local/web:1": {
@@ -180,8 +184,20 @@ func (m *fakeMachine) Spec() vmpod.Spec {
 	return s
 }
 
-func (m *fakeMachine) Status(context.Context) (vmpod.Status, error) {
+func (m *fakeMachine) Status(ctx context.Context) (vmpod.Status, error) {
+	if err := m.host.at(ctx, "status"); err != nil {
+		return vmpod.Status{State: vmpod.StateUnknown, Reason: vmpod.ReasonVMMNotResponding, Message: err.Error()}, nil
+	}
 	return vmpod.Status{State: vmpod.StateRunning}, nil
+}
+
+// Progress tells that the machine has waited all the time, if it is starved.
+func (m *fakeMachine) Progress(context.Context) (vmpod.Progress, error) {
+	p := vmpod.Progress{Waited: map[int]time.Duration{1: 0}}
+	if m.host.starved.Load() {
+		p.Waited[1] = time.Since(m.host.began)
+	}
+	return p, nil
 }
 
 func (m *fakeMachine) Dial(ctx context.Context) (net.Conn, error) {
@@ -399,6 +415,7 @@ type fakeGuest struct {
 	sent       map[string]int
 	exits      []*agentapi.ExitRecord
 	nextExit   uint64
+	online     []*agentapi.OnlineRequest
 }
 
 type fakeContainer struct {
@@ -593,8 +610,14 @@ func (g *fakeGuest) Acknowledge(_ context.Context, r *agentapi.AcknowledgeReques
 	return &agentapi.AcknowledgeResponse{}, nil
 }
 
-func (g *fakeGuest) Online(context.Context, *agentapi.OnlineRequest) (*agentapi.OnlineResponse, error) {
-	return nil, errdefs.ErrNotImplemented
+func (g *fakeGuest) Online(ctx context.Context, r *agentapi.OnlineRequest) (*agentapi.OnlineResponse, error) {
+	if err := g.host.at(ctx, "online"); err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.online = append(g.online, r)
+	return &agentapi.OnlineResponse{Cpus: r.Cpus, Memory: r.Memory}, nil
 }
 
 func (g *fakeGuest) Shutdown(context.Context, *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {

@@ -650,8 +650,4 @@ func TestUpdateResources(t *testing.T) {
 	if !strings.Contains(string(u.Resources), `"limit":134217728`) || u.Unified["memory.oom.group"] != "1" {
 		t.Fatalf("%v", u)
 	}
-	_, err = s.rt.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: ctr, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4096 * mib}})
-	if status.Code(err) != codes.FailedPrecondition {
-		t.Fatalf("more than the machine has: %v", err)
-	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
 
-// UpdateContainerResources changes a container's limits inside its guest. They
-// may not exceed the machine.
+// UpdateContainerResources changes a container's limits inside its guest, and
+// grows the machine before if they would exceed it.
 func (r *runtimeService) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	c, err := r.findContainer(req.GetContainerId())
 	if err != nil {
@@ -32,6 +32,9 @@ func (r *runtimeService) UpdateContainerResources(ctx context.Context, req *runt
 	if err != nil {
 		return nil, err
 	}
+	if err := p.makeRoom(ctx, r.needsOf(sb, req.Linux)); err != nil {
+		return nil, fmt.Errorf("update container %s: %w", c.ID, err)
+	}
 	unlock, err := p.process(c.ID).lock(ctx)
 	if err != nil {
 		return nil, err
@@ -44,9 +47,6 @@ func (r *runtimeService) UpdateContainerResources(ctx context.Context, req *runt
 		return nil, fmt.Errorf("container %s has ended: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
 	merged := mergeResources(c.Resources, req.Linux)
-	if err := fits(sb, merged); err != nil {
-		return nil, fmt.Errorf("update container %s: %w", c.ID, err)
-	}
 	limits, unified := linuxResources(merged)
 	b, err := json.Marshal(limits)
 	if err != nil {
@@ -62,15 +62,17 @@ func (r *runtimeService) UpdateContainerResources(ctx context.Context, req *runt
 	return &runtimeapi.UpdateContainerResourcesResponse{}, err
 }
 
-// fits refuses what the machine cannot give: it does not grow yet.
-func fits(sb *sandbox, r *runtimeapi.LinuxContainerResources) error {
+// needsOf is the VM that a container with these limits must have at least. What
+// fits into the VM that is there, with no share for the guest, needs no more.
+func (s *Server) needsOf(sb *sandbox, r *runtimeapi.LinuxContainerResources) size {
+	z := size{cpus: sb.CPUs, memory: sb.Memory}
 	if m := r.GetMemoryLimitInBytes(); m > sb.Memory {
-		return fmt.Errorf("memory limit %d MiB is above the pod VM's %d MiB, and a running VM does not grow: recreate the pod with the larger limit: %w", m/mib, sb.Memory/mib, errdefs.ErrFailedPrecondition)
+		z.memory = m + s.config.GuestOverhead(m)
 	}
-	if q, p := r.GetCpuQuota(), r.GetCpuPeriod(); q > 0 && p > 0 && q > int64(sb.CPUs)*p {
-		return fmt.Errorf("CPU limit %.2f is above the pod VM's %d CPUs, and a running VM does not grow: recreate the pod with the larger limit: %w", float64(q)/float64(p), sb.CPUs, errdefs.ErrFailedPrecondition)
+	if q, p := r.GetCpuQuota(), r.GetCpuPeriod(); q > 0 && p > 0 {
+		z.cpus = max(z.cpus, wholeCPUs(q, p))
 	}
-	return nil
+	return z
 }
 
 // mergeResources keeps what the update leaves unset.
@@ -103,17 +105,37 @@ func mergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 	return out
 }
 
-// UpdatePodSandboxResources is where a machine would grow before its
-// containers may use more. What fits already needs nothing.
-func (r *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	sb, err := r.findSandbox(req.GetPodSandboxId())
+// UpdatePodSandboxResources grows the machine to what the pod is to have, if it
+// is not as large already, before its containers may use more. Less leaves the
+// machine as it is.
+func (r *runtimeService) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	found, err := r.findSandbox(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	if sb.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-		return nil, fmt.Errorf("sandbox %s is not ready: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	p, sb, err := r.podOf(found.ID)
+	if err != nil {
+		return nil, err
 	}
-	if err := fits(sb, req.GetResources()); err != nil {
+	for field, res := range map[string]*runtimeapi.LinuxContainerResources{"resources": req.GetResources(), "overhead": req.GetOverhead()} {
+		// The kubelet takes the overhead off a limit that may be -1, "none".
+		if m := res.GetMemoryLimitInBytes(); m < 0 {
+			res = proto.Clone(res).(*runtimeapi.LinuxContainerResources)
+			res.MemoryLimitInBytes = 0
+		}
+		if err := checkResources(field, res); err != nil {
+			return nil, err
+		}
+	}
+	needs := size{cpus: sb.CPUs, memory: sb.Memory}
+	res := req.GetResources()
+	if q, p := res.GetCpuQuota(), res.GetCpuPeriod(); q > 0 && p > 0 {
+		needs.cpus = wholeCPUs(q, p)
+	}
+	if m := res.GetMemoryLimitInBytes(); m > 0 {
+		needs.memory = m + max(r.config.GuestOverhead(m), req.GetOverhead().GetMemoryLimitInBytes())
+	}
+	if err := p.makeRoom(ctx, needs); err != nil {
 		return nil, fmt.Errorf("update sandbox %s: %w", sb.ID, err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil

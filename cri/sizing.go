@@ -46,7 +46,7 @@ func (s *Server) sizeOf(hint *vmpod.Hint, config *runtimeapi.PodSandboxConfig) s
 	z := size{cpus: 1, memory: defaultMemory, ephemeral: s.config.DefaultEphemeralBytes}
 	res := config.GetLinux().GetResources()
 	if q, p := res.GetCpuQuota(), res.GetCpuPeriod(); q > 0 && p > 0 {
-		z.cpus = int(max(1, (q+p-1)/p))
+		z.cpus = wholeCPUs(q, p)
 	}
 	if m := res.GetMemoryLimitInBytes(); m > 0 {
 		z.memory = m
@@ -54,3 +54,6 @@ func (s *Server) sizeOf(hint *vmpod.Hint, config *runtimeapi.PodSandboxConfig) s
 	z.memory += max(s.config.GuestOverhead(z.memory), config.GetLinux().GetOverhead().GetMemoryLimitInBytes())
 	return z
 }
+
+// wholeCPUs is how many CPUs a quota takes, at least one.
+func wholeCPUs(quota, period int64) int { return int(max(1, (quota+period-1)/period)) }

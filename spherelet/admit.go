@@ -39,15 +39,37 @@ func (h *admitHandler) Admit(attrs *lifecycle.PodAdmitAttributes) lifecycle.PodA
 		reason, message := admission.Explain(refusals)
 		admissionRefusals.WithLabelValues(reason).Inc()
 		h.log.Info("pod refused", "pod_uid", pod.UID, "namespace", pod.Namespace, "pod", pod.Name, "reason", reason, "why", message)
+		if attrs.Operation == lifecycle.ResizeOperation {
+			reason = v1.PodReasonInfeasible // the kubelet knows no other that lasts
+		}
 		return lifecycle.PodAdmitResult{Reason: reason, Message: message}
 	}
-	if attrs.Operation == lifecycle.ResizeOperation || hasRun(pod) || pod.DeletionTimestamp != nil {
+	if attrs.Operation == lifecycle.ResizeOperation {
+		return h.admitResize(pod)
+	}
+	if hasRun(pod) || pod.DeletionTimestamp != nil {
 		return lifecycle.PodAdmitResult{Admit: true}
 	}
 	size := resources.ForPod(pod, h.policy)
 	h.tell(pod, size)
 	h.preps.start(hintOf(pod, size))
 	return lifecycle.PodAdmitResult{Admit: true}
+}
+
+// admitResize refuses a resize for which the VM that runs has no room. The
+// kubelet makes an event and a condition of it and keeps the pod as it is.
+func (h *admitHandler) admitResize(pod *v1.Pod) lifecycle.PodAdmitResult {
+	if err := h.preps.canResize(hintOf(pod, resources.ForPod(pod, h.policy))); err != nil {
+		h.log.Info("resize refused", "pod_uid", pod.UID, "namespace", pod.Namespace, "pod", pod.Name, "why", err)
+		return lifecycle.PodAdmitResult{Reason: v1.PodReasonInfeasible, Message: err.Error()}
+	}
+	return lifecycle.PodAdmitResult{Admit: true}
+}
+
+// resizing tells the runtime how large the pod's VM is to be, when the kubelet
+// is about to carry a resize out: CRI says nothing of requests for memory.
+func (h *admitHandler) resizing(pod *v1.Pod) {
+	h.preps.resize(hintOf(pod, resources.ForPod(pod, h.policy)))
 }
 
 // hasRun reports that the pod was started before, by an earlier spherelet: it

@@ -23,6 +23,9 @@ import (
 type podContainerManager struct {
 	cm.PodContainerManager // upstream's stub
 	podsDir                string
+	// resizing is told of a pod before the kubelet resizes it, and possibly
+	// without a cause; nil: nobody is.
+	resizing func(*v1.Pod)
 
 	mu sync.Mutex // orders reading and writing of the files
 }
@@ -71,8 +74,13 @@ func (m *podContainerManager) EnsureExists(klog.Logger, *v1.Pod) error { return 
 func (m *podContainerManager) Destroy(klog.Logger, cm.CgroupName) error { return nil }
 
 // GetPodCgroupConfig returns what was applied last, in the shape in which the
-// kubelet set it.
+// kubelet set it. Asking for it is the first step of a resize (a pod with
+// resources of its own is also asked for its status), and pod is what was
+// allocated.
 func (m *podContainerManager) GetPodCgroupConfig(pod *v1.Pod, name v1.ResourceName) (*cm.ResourceConfig, error) {
+	if m.resizing != nil && name == v1.ResourceMemory { // of two questions the first
+		m.resizing(pod)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.lookup(pod)

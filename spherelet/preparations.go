@@ -63,6 +63,29 @@ func (p *preparations) start(hint vmpod.Hint) {
 	}
 }
 
+// resize hands on how large the VM of a pod that runs is to be. Without it the
+// runtime grows the VM by what CRI says.
+func (p *preparations) resize(hint vmpod.Hint) {
+	r, ok := p.preparer.(vmpod.Resizer)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), prepareTimeout)
+	defer cancel()
+	if err := r.Resize(ctx, hint); err != nil {
+		p.log.Warn("the runtime could not be told the pod VM's new size", "pod_uid", hint.Owner.PodUID, "err", err)
+	}
+}
+
+// canResize asks whether the VM of a pod that runs has room for a hint.
+func (p *preparations) canResize(hint vmpod.Hint) error {
+	r, ok := p.preparer.(vmpod.Resizer)
+	if !ok {
+		return nil
+	}
+	return r.CanResize(context.Background(), hint)
+}
+
 // used says that the pod has a sandbox.
 func (p *preparations) used(uid string) {
 	p.mu.Lock()

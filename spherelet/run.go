@@ -114,7 +114,9 @@ func (n *node) assemble(ctx context.Context) error {
 		return err
 	}
 	n.deps.CAdvisorInterface = patientHost{n.host}
-	n.deps.ContainerManager = newContainerManager(n.host, nodeConfig(n.o.Config.NodeName, n.o.Paths.Kubelet, reserved), admit, n.o.Paths.Kubelet)
+	manager := newContainerManager(n.host, nodeConfig(n.o.Config.NodeName, n.o.Paths.Kubelet, reserved), admit, n.o.Paths.Kubelet)
+	manager.pods.resizing = admit.resizing
+	n.deps.ContainerManager = manager
 	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage)
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
 	n.deps.Subpather = volumes.Subpather{}

@@ -27,21 +27,24 @@ type Hint struct {
 type Preparer interface {
 	// Prepare records the hint and returns at once; the work goes on behind
 	// it and RunPodSandbox joins it. Calling it again with the same pod UID
-	// replaces a hint that has not been used yet. For a pod that runs it says
-	// how large the VM is to be from now on: the VM grows to that, if it is not
-	// as large already, when the runtime is next told of the pod's resources.
+	// replaces a hint that has not been used yet.
 	Prepare(ctx context.Context, hint Hint) error
 	// Forget drops a preparation that no sandbox will use, with all that was
 	// made for it. Forgetting what is unknown or in use does nothing.
 	Forget(ctx context.Context, podUID string) error
 }
 
-// A Resizer is a Preparer that can say beforehand whether a pod that runs can
-// be resized, so that what cannot be is refused before anything changes.
+// A Resizer is a Preparer that learns of changes to pods that run: CRI says as
+// little of their new size as of their first.
 type Resizer interface {
 	// CanResize returns nil if the pod's VM can become as large as the hint
 	// says, or has no VM that would have to grow, or if that cannot be told
 	// within half a second; else ErrResourceExhausted, with the maximum and the
 	// cure in the message.
 	CanResize(ctx context.Context, hint Hint) error
+	// Resize says how large the VM of a pod that runs is to be from now on, and
+	// returns at once. The VM grows to that, if it is not as large already, when
+	// the runtime is next told of the pod's resources. For a pod without a VM
+	// it does nothing.
+	Resize(ctx context.Context, hint Hint) error
 }

@@ -45,6 +45,8 @@ type agent struct {
 	images *imageMounts
 	usage  *usageCache
 
+	// kept is what the kernel took of the RAM at the boot, in bytes.
+	kept int64
 	// modules is closed when the kernel has all that pods need.
 	modules <-chan struct{}
 

@@ -135,12 +135,31 @@ func (a *agent) UpdateContainer(_ context.Context, r *agentapi.UpdateContainerRe
 	if !c.main.running() {
 		return nil, fmt.Errorf("container %s is not running: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
+	if err := checkShrink(cgroupStats(c.cgroup), values); err != nil {
+		return nil, fmt.Errorf("update container %s: %w", c.id, err)
+	}
 	for _, v := range values {
 		if err := writeCgroup(c.cgroup, v.file, v.value); err != nil {
 			return nil, fmt.Errorf("update container %s: %w", c.id, err)
 		}
 	}
 	return &agentapi.UpdateContainerResponse{}, nil
+}
+
+// checkShrink refuses a memory limit that would have the kernel kill the
+// container at once. What files keep in memory does not count: it can go.
+func checkShrink(s *agentapi.ContainerStats, values []cgroupValue) error {
+	for _, v := range values {
+		if v.file != "memory.max" {
+			continue
+		}
+		limit, err := strconv.ParseUint(v.value, 10, 64)
+		if err == nil && limit < s.MemoryWorkingSet && (s.MemoryLimit == 0 || limit < s.MemoryLimit) {
+			return fmt.Errorf("it uses %d MiB of memory, and a limit of %d MiB would kill it: free memory in the container, or restart it with the smaller limit: %w",
+				s.MemoryWorkingSet>>20, limit>>20, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 type cgroupValue struct{ file, value string }

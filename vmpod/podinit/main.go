@@ -66,6 +66,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	iomem, _ := os.ReadFile("/proc/iomem")
+	a.kept = keptMemory(string(iomem), now().Memory)
 	a.modules = loadBehind(rest)
 	slog.Info("agent ready", "version", Version, "init", time.Duration(began), "ready", time.Duration(uptime()))
 	return agentapi.Serve(context.Background(), port, a, func(format string, args ...any) {
