@@ -67,11 +67,26 @@ type SphereletConfiguration struct {
 
 	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
 	Images     ImagesConfiguration     `json:"images,omitempty"`
+	// HostDirectories are the directories of this host that pods may mount by
+	// hostPath, live; default none. Everybody who may create pods on this node
+	// can then read, and unless they are read-only change, all that lies below
+	// them.
+	HostDirectories []HostDirectory `json:"hostDirectories,omitempty"`
 
 	// LogLevel is debug, info (default), warn or error; KubeletVerbosity is
 	// upstream's -v, 0 to 7 (more would log the bodies of Secrets).
 	LogLevel         string `json:"logLevel,omitempty"`
 	KubeletVerbosity int32  `json:"kubeletVerbosity,omitempty"`
+}
+
+// HostDirectory is a directory of the host that pods may use as it is.
+type HostDirectory struct {
+	// Path is absolute and without symbolic links, and is there when the
+	// spherelet starts. It is neither /, nor above or below a directory of the
+	// spherelet or a file system of the kernel.
+	Path string `json:"path"`
+	// ReadOnly allows only mounts that are read-only.
+	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
 // HypervisorConfiguration says how pod VMs are run on this host.

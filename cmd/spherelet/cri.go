@@ -73,6 +73,9 @@ func serveCRI(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, cidrs [
 		return err
 	}
 	paths.Kubelet = kubeletRoot
+	if err := config.KeepHostDirectoriesFrom(cfg, "--kubelet-root", kubeletRoot); err != nil {
+		return err
+	}
 	unlock, err := lock(paths.Lock)
 	if err != nil {
 		return err

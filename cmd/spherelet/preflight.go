@@ -53,6 +53,10 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 		}
 		report(tool[1], path, err)
 	}
+	if len(cfg.HostDirectories) > 0 {
+		path, err := qemu.FindVirtiofsd(ctx)
+		report("virtiofsd", path, err)
+	}
 	_, _, _, err = vmUser(cfg.Hypervisor.User)
 	report("user of QEMU", cfg.Hypervisor.User, err)
 	kvm, err := probeKVM(ctx, p.VMs)

@@ -27,6 +27,7 @@ import (
 	"github.com/openatoll/atoll/spherelet/resources"
 	"github.com/openatoll/atoll/storage/image"
 	"github.com/openatoll/atoll/storage/local"
+	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/guestimage"
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
@@ -138,7 +139,7 @@ func (h *host) open(ctx context.Context) error {
 	h.runtime, err = cri.New(ctx, cri.Config{
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
-		DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
+		HostDirectories: hostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info,
 	})
 	return err
@@ -167,7 +168,18 @@ func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestima
 		StateDir:    p.VMs,
 		RunDir:      filepath.Join(c.RunDir, vmSocketsName),
 		Cgroup:      p.Cgroup,
+
+		HostDirectories: hostDirectories(c),
 	}
+}
+
+// hostDirectories are those that pods may mount.
+func hostDirectories(c *v1alpha1.SphereletConfiguration) []vmpod.HostDirectory {
+	var dirs []vmpod.HostDirectory
+	for _, d := range c.HostDirectories {
+		dirs = append(dirs, vmpod.HostDirectory{Path: d.Path, ReadOnly: d.ReadOnly})
+	}
+	return dirs
 }
 
 func tapConfig(c *v1alpha1.SphereletConfiguration) (tap.Config, error) {

@@ -25,10 +25,13 @@ const (
 // A runtime is `spherelet cri` on directories of its own.
 type runtime struct {
 	dir, config, socket string
-	spherelet           string
-	cmd                 *exec.Cmd
-	ended               chan error
-	log                 *os.File
+	// shared is the one directory that pods may mount live: the suite's for
+	// temporary files.
+	shared    string
+	spherelet string
+	cmd       *exec.Cmd
+	ended     chan error
+	log       *os.File
 }
 
 func startRuntime(ctx context.Context, o options, m *mirror) (_ *runtime, err error) {
@@ -51,6 +54,10 @@ func startRuntime(ctx context.Context, o options, m *mirror) (_ *runtime, err er
 			err = errors.Join(err, r.stop(context.WithoutCancel(ctx)))
 		}
 	}()
+	r.shared = filepath.Join(r.dir, "shared")
+	if err := os.Mkdir(r.shared, 0o755); err != nil {
+		return nil, err
+	}
 	hosts := filepath.Join(r.dir, "hosts")
 	if err := m.writeHosts(hosts); err != nil {
 		return nil, err
@@ -67,6 +74,7 @@ func startRuntime(ctx context.Context, o options, m *mirror) (_ *runtime, err er
 		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "critest", "nodeIP": nodeIP,
 		"dataDir": filepath.Join(r.dir, "data"), "runDir": run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16",
 		"hypervisor": map[string]any{"guest": guest, "ephemeralDefault": "2Gi"}, "images": map[string]any{"hostsDir": hosts},
+		"hostDirectories": []any{map[string]any{"path": r.shared}},
 	}, "", "  ")
 	if err != nil {
 		return nil, err
@@ -166,6 +174,7 @@ func runSuite(ctx context.Context, o options, r *runtime) (string, error) {
 	defer said.Close()
 	cmd := exec.CommandContext(ctx, filepath.Join(build, "ginkgo"), args...)
 	cmd.Dir = r.dir
+	cmd.Env = append(os.Environ(), "TMPDIR="+r.shared)
 	// Ginkgo leaves it to the terminal to tell the suite's processes.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }

@@ -61,6 +61,7 @@ func validate(c *v1alpha1.SphereletConfiguration) error {
 	errs = append(errs, validatePorts(c)...)
 	errs = append(errs, validateCluster(c)...)
 	errs = append(errs, validateAmounts(c)...)
+	errs = append(errs, validateHostDirectories(c)...)
 	return errors.Join(errs...)
 }
 
