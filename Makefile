@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest bench lint guest guest-kernel \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash-matrix bench lint guest guest-kernel \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -92,6 +92,9 @@ bench: build ## measure; prints a table, writes build/bench.json
 critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)
 	@DEPS=critest deploy/deps.sh
 	@$(GO) run ./e2e/critest -table docs/critest.md $(if $(FOCUS),-focus '$(FOCUS)')
+
+crash-matrix: guest ## kill spherelet at every failpoint, on real VMs; writes docs/crash-matrix.md
+	@$(GO) test ./e2e/crashmatrix -count=1 -timeout=60m -run '^TestCrashMatrix$$' -v -full -table $(CURDIR)/docs/crash-matrix.md
 
 # golangci-lint is not packaged by Debian. Its own module pins its version.
 bin/golangci-lint: tools/go.mod tools/go.sum
