@@ -49,10 +49,10 @@ func (t deviceTable) spec(s vmpod.Spec) vmpod.Spec {
 	for _, n := range t.NICs {
 		s.NICs = append(s.NICs, n.NIC)
 	}
-	return s
 	for _, f := range t.Shares {
 		s.Shares = append(s.Shares, f.Share)
 	}
+	return s
 }
 
 // freeSlot returns a slot without a device; ok is false if all are full.
@@ -64,10 +64,10 @@ func (t deviceTable) freeSlot() (slot int, ok bool) {
 	for _, n := range t.NICs {
 		used[n.Slot] = true
 	}
-	for i := 1; i <= plugSlots; i++ {
 	for _, f := range t.Shares {
 		used[f.Slot] = true
 	}
+	for i := 1; i <= plugSlots; i++ {
 		if !used[i] {
 			return i, true
 		}
@@ -88,18 +88,18 @@ func (t deviceTable) without(drop func(name string) bool) deviceTable {
 			out.NICs = append(out.NICs, n)
 		}
 	}
-	return out
 	for _, f := range t.Shares {
 		if !drop(shareName(f.ID)) {
 			out.Shares = append(out.Shares, f)
 		}
 	}
+	return out
 }
 
-// diskFaults counts the errors of the host's disks that a guest has met.
 // size is the number of devices.
 func (t deviceTable) size() int { return len(t.Disks) + len(t.NICs) + len(t.Shares) }
 
+// diskFaults counts the errors of the host's disks that a guest has met.
 type diskFaults struct {
 	count map[string]int // by disk ID
 	last  string
@@ -109,10 +109,10 @@ type diskFaults struct {
 
 // describe returns a CamelCase reason and a sentence, empty without faults.
 func (f diskFaults) describe() (reason, message string) {
-	if len(f.count) == 0 {
 	if f.share != "" {
 		return "HostDirectoryLost", fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
 	}
+	if len(f.count) == 0 {
 		return "", ""
 	}
 	total := 0
