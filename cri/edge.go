@@ -6,6 +6,7 @@ import (
 	"path"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -58,7 +59,31 @@ func toGRPC(err error) error {
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
 	}
-	return errgrpc.ToGRPC(err)
+	out := errgrpc.ToGRPC(err)
+	if status.Code(out) == codes.Unknown {
+		if code := codeOfErrno(err); code != codes.Unknown {
+			return status.Error(code, err.Error())
+		}
+	}
+	return out
+}
+
+// codeOfErrno gives a file system's refusal a code. What is missing on this
+// host is never NotFound: clients take that for a container that is gone.
+func codeOfErrno(err error) codes.Code {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return codes.Unknown
+	}
+	switch errno {
+	case syscall.EISDIR, syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.EINVAL:
+		return codes.InvalidArgument
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		return codes.ResourceExhausted
+	case syscall.ENOENT, syscall.EEXIST, syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.EBUSY, syscall.EIO:
+		return codes.FailedPrecondition
+	}
+	return codes.Unknown
 }
 
 func (s *Server) logRPC(method string, start time.Time, guest *guestTime, err error) {

@@ -3,6 +3,7 @@ package cri
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -151,8 +152,8 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 
 // checkFiles looks at every path that a container's config names.
 func checkFiles(c *runtimeapi.ContainerConfig) error {
-	if p := c.GetLogPath(); p != "" && (checkText("config.log_path", p, maxPathLength-1) != nil || !filepath.IsLocal(p)) {
-		return refuse("config.log_path", fmt.Sprintf("%.200q: want a path that stays below the pod's log directory", p))
+	if p := c.GetLogPath(); p != "" && (checkText("config.log_path", p, maxPathLength-1) != nil || !filepath.IsLocal(p) || filepath.Clean(p) == "." || strings.HasSuffix(p, "/")) {
+		return refuse("config.log_path", fmt.Sprintf("%.200q: want a file that stays below the pod's log directory", p))
 	}
 	if err := checkGuestPath("config.working_dir", c.GetWorkingDir()); err != nil {
 		return err
