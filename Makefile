@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash-matrix bench lint guest guest-kernel \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash crash-matrix bench lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -59,6 +59,11 @@ guest: bin/podinit ## kernel and initramfs of the pod VMs, into build/guest
 guest-kernel: ## the tuned guest kernel, from Debian's linux-source (13 CPU-minutes, once)
 	@DEPS=kernel deploy/deps.sh
 	@vmpod/guestimage/kernel/build.sh build/guest-kernel
+	@$(MAKE) guest
+
+guest-crun: ## a static crun for the guest, from Debian's source (20 CPU-seconds, once)
+	@DEPS=guest-crun deploy/deps.sh
+	@vmpod/guestimage/crun/build.sh build/guest-crun
 	@$(MAKE) guest
 
 images: ## demo images of the embedded registry, into build/images
@@ -92,6 +97,9 @@ bench: build ## measure; prints a table, writes build/bench.json
 critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)
 	@DEPS=critest deploy/deps.sh
 	@$(GO) run ./e2e/critest -table docs/critest.md $(if $(FOCUS),-focus '$(FOCUS)')
+
+crash: build ## kill spherelet 100 times while pods run (25 min at most); writes docs/crash.md, build/crash.json
+	@$(GO) run ./e2e/crash -table docs/crash.md
 
 crash-matrix: guest ## kill spherelet at every failpoint, on real VMs; writes docs/crash-matrix.md
 	@$(GO) test ./e2e/crashmatrix -count=1 -timeout=60m -run '^TestCrashMatrix$$' -v -full -table $(CURDIR)/docs/crash-matrix.md

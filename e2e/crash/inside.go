@@ -178,7 +178,7 @@ func (t *trial) killAll(ctx context.Context) error {
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
-		if ran := time.Since(t.f.began); ran > t.o.Timeout-checkTime {
+		if ran := time.Since(t.f.began); ran > t.o.Timeout-min(checkTime, t.o.Timeout/3) {
 			fmt.Printf("%s have passed: no more kills\n", ran.Round(time.Second))
 			return nil
 		}
