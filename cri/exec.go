@@ -233,7 +233,10 @@ func (r *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForw
 // stream has a deadline.
 type streamRuntime struct{ *Server }
 
-// Exec runs a command with its streams joined to the client's.
+// Exec runs a command with its streams joined to the client's. A client that
+// leaves takes the streams with it, and the process goes on without: it gets
+// the end of its input, SIGPIPE as it writes, SIGHUP if it had a terminal; the
+// same as with other runtimes, and what nohup is made for.
 func (s streamRuntime) Exec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	e, err := s.startExec(ctx, containerID, cmd, tty, in != nil)
 	if err != nil {
@@ -243,15 +246,6 @@ func (s streamRuntime) Exec(ctx context.Context, containerID string, cmd []strin
 	if tty {
 		go e.pod.followSize(ctx, e.session, e.cid, e.id, resize)
 	}
-	done := make(chan struct{})
-	defer close(done)
-	go func() { // a client that leaves takes its process with it
-		select {
-		case <-ctx.Done():
-			e.kill()
-		case <-done:
-		}
-	}()
 	if in != nil {
 		go func() {
 			io.Copy(e.stdin, in)
@@ -260,6 +254,9 @@ func (s streamRuntime) Exec(ctx context.Context, containerID string, cmd []strin
 	}
 	outputs := copyOutputs(e.stdout, e.stderr, out, errOut)
 	code, err := e.wait(ctx)
+	if ctx.Err() != nil {
+		return nil // nobody is left to be told
+	}
 	if err != nil {
 		return err
 	}

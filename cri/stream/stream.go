@@ -4,6 +4,8 @@
 package stream
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,42 +20,67 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// idle is how long a stream may be silent: as good as for ever. Streams must
-// not end because nobody types.
-const idle = 365 * 24 * time.Hour
+// forever is how long a stream may be silent unless an Options bounds it.
+// Streams must not end because nobody types.
+const forever = 365 * 24 * time.Hour
+
+// Options of a Server.
+type Options struct {
+	// Addr is a loopback address, such as 127.0.0.1:0. Required.
+	Addr string
+	// IdleTimeout ends a stream over which nothing went for so long; 0: none.
+	IdleTimeout time.Duration
+	// TLS makes it an HTTPS server. Nil: plain HTTP, on loopback alone.
+	TLS *tls.Config
+}
 
 // A Server is a running streaming server.
 type Server struct {
 	inner    streaming.Server
 	http     *http.Server
 	listener net.Listener
+	cancel   context.CancelFunc // ends the streams under way
 	done     chan struct{}
 }
 
-// New listens on addr, a loopback address ("127.0.0.1:0"), and serves.
-func New(addr string, runtime streaming.Runtime, log *slog.Logger) (*Server, error) {
-	host, _, err := net.SplitHostPort(addr)
+// New listens and serves. The context of a runtime's call ends when its client
+// has gone, or with the server.
+func New(o Options, runtime streaming.Runtime, log *slog.Logger) (*Server, error) {
+	host, _, err := net.SplitHostPort(o.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("stream address %q: %w: %w", addr, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("stream address %q: %w: %w", o.Addr, err, errdefs.ErrInvalidArgument)
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("stream address %q: want a loopback address: who has a token is let in: %w", addr, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("stream address %q: want a loopback address: who has a token is let in: %w", o.Addr, errdefs.ErrInvalidArgument)
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", o.Addr)
 	if err != nil {
 		return nil, err
 	}
 	config := streaming.DefaultConfig
-	config.StreamIdleTimeout = idle
+	if config.StreamIdleTimeout = o.IdleTimeout; o.IdleTimeout <= 0 {
+		config.StreamIdleTimeout = forever
+	}
 	config.Addr = l.Addr().String()
 	config.BaseURL = &url.URL{Scheme: "http", Host: config.Addr}
+	if o.TLS != nil {
+		config.BaseURL.Scheme = "https"
+		t := o.TLS.Clone()
+		t.NextProtos = []string{"http/1.1"} // HTTP/2 knows no upgrades
+		l = tls.NewListener(l, t)
+	}
 	inner, err := streaming.NewServer(config, runtime)
 	if err != nil {
 		l.Close()
 		return nil, err
 	}
-	s := &Server{inner: inner, listener: l, done: make(chan struct{})}
-	s.http = &http.Server{Handler: inner, ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Server{inner: inner, listener: l, cancel: cancel, done: make(chan struct{})}
+	s.http = &http.Server{
+		Handler: watchClients(inner), ReadHeaderTimeout: 30 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -81,8 +108,9 @@ func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi
 	return s.inner.GetPortForward(req)
 }
 
-// Close stops listening. Streams under way end with their sandboxes' sessions.
+// Close stops listening and ends the streams under way.
 func (s *Server) Close() error {
+	s.cancel()
 	err := s.http.Close()
 	<-s.done
 	return err
