@@ -4,6 +4,7 @@
 #   deploy/deps.sh                what a host needs to build and run Atoll
 #   DEPS=test deploy/deps.sh      what `make test` needs as well
 #   DEPS=kernel deploy/deps.sh    what `make guest-kernel` needs as well
+#   DEPS=guest-crun deploy/deps.sh  what `make guest-crun` needs as well
 #   DEPS=critest deploy/deps.sh   what `make critest` needs as well
 #   DEPS=generate deploy/deps.sh  what `make generate` needs as well
 set -euo pipefail
@@ -31,13 +32,15 @@ extra_packages() {
 		for p in erofs-utils iproute2 gcc libc6-dev curl git; do echo "$p"; done ;;
 	kernel)
 		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
+	guest-crun)
+		for p in gcc libc6-dev make binutils dpkg-dev libyajl-dev libcap-dev libseccomp-dev; do echo "$p"; done ;;
 	critest) # busybox is compiled; the suite runs ipcmk
 		for p in build-essential bzip2 util-linux; do echo "$p"; done ;;
 	generate)
 		echo protobuf-compiler ;;
 	"") ;;
 	*)
-		echo "deps: DEPS=$DEPS is not known; use test, kernel, generate or nothing" >&2
+		echo "deps: DEPS=$DEPS is not known; use test, kernel, guest-crun, critest, generate or nothing" >&2
 		exit 2 ;;
 	esac
 }

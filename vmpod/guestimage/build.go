@@ -26,6 +26,8 @@ type Options struct {
 	// TunedDir holds tuned kernels, one directory each; "guest-kernel" beside
 	// Out when empty.
 	TunedDir string
+	// CrunDir may hold a static crun; "guest-crun" beside Out when empty.
+	CrunDir string
 	// BootDir and ModulesDir default to /boot and /lib/modules.
 	BootDir, ModulesDir string
 	// Compression of the initramfs; the default is the one that boots fastest.
@@ -51,7 +53,7 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 	if err != nil {
 		return Guest{}, fmt.Errorf("guest image: kernel: %w", err)
 	}
-	entries, err := collect(ctx, k, o.Podinit)
+	entries, err := collect(ctx, k, o)
 	if err != nil {
 		return Guest{}, err
 	}
@@ -111,6 +113,9 @@ func (o Options) complete() (Options, error) {
 	if o.TunedDir == "" {
 		o.TunedDir = filepath.Join(filepath.Dir(o.Out), "guest-kernel")
 	}
+	if o.CrunDir == "" {
+		o.CrunDir = filepath.Join(filepath.Dir(o.Out), "guest-crun")
+	}
 	if o.BootDir == "" {
 		o.BootDir = "/boot"
 	}
@@ -127,7 +132,8 @@ func (o Options) complete() (Options, error) {
 }
 
 // collect returns everything that goes into the initramfs.
-func collect(ctx context.Context, k kernel, podinit string) ([]entry, error) {
+func collect(ctx context.Context, k kernel, o Options) ([]entry, error) {
+	podinit := o.Podinit
 	ok, err := exists(podinit)
 	if err == nil && !ok {
 		return nil, fmt.Errorf("guest image: %s is missing: build it with `CGO_ENABLED=0 go build -o %s ./cmd/podinit`, or run `make guest`: %w", podinit, podinit, errdefs.ErrNotFound)
@@ -151,7 +157,7 @@ func collect(ctx context.Context, k kernel, podinit string) ([]entry, error) {
 	for _, d := range []string{"/proc", "/sys", "/run", "/etc", "/mnt", "/var"} {
 		entries = append(entries, entry{path: d, mode: modeDir | 0o755})
 	}
-	crun, err := programEntries("crun", "crun")
+	crun, err := crunEntries(o.CrunDir, o.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -88,7 +88,9 @@ var buildGuest = sync.OnceValues(func() (guestimage.Guest, error) {
 	if err != nil {
 		return guestimage.Guest{}, err
 	}
-	return guestimage.Build(context.Background(), guestimage.Options{Out: filepath.Join(dir, "guest"), Kernel: flavour, Podinit: init, TunedDir: tuned})
+	return guestimage.Build(context.Background(), guestimage.Options{
+		Out: filepath.Join(dir, "guest"), Kernel: flavour, Podinit: init, TunedDir: tuned, CrunDir: filepath.Join(filepath.Dir(tuned), "guest-crun"),
+	})
 })
 
 var guestDir string
