@@ -94,6 +94,7 @@ func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
 	s.mu.Unlock()
 	p.wg.Go(p.watchMachine)
 	p.wg.Go(p.watchHealth)
+	p.wg.Go(p.watchManners)
 	ready := make(chan struct{})
 	p.wg.Go(func() {
 		defer close(ready)

@@ -113,7 +113,7 @@ func (p *pod) watchHealth() {
 		g.answered = asked == nil
 		fault = p.judge(&beat, g, fault, limits)
 		if fault.Reason == string(vmpod.ExitAgentHung) {
-			p.giveUp(fault.Message)
+			p.giveUp(vmpod.ExitAgentHung, fault.Message)
 			return
 		}
 		if asked == nil && now.Sub(p.link.answered()) >= limits.quiet {
@@ -196,11 +196,11 @@ func (p *pod) judge(beat *pulse, g glance, old vmpod.Fault, limits pace) vmpod.F
 	return now
 }
 
-// giveUp ends a VM whose guest is hung. The record comes first: should this
+// giveUp ends a VM whose guest is hung, or worse. The record comes first: should this
 // process die in between, the next one stops the VM of a sandbox that is not
 // ready, for the same reason.
-func (p *pod) giveUp(message string) {
-	exit := vmpod.Exit{Reason: vmpod.ExitAgentHung, Message: message, At: time.Now()}
+func (p *pod) giveUp(reason vmpod.ExitReason, message string) {
+	exit := vmpod.Exit{Reason: reason, Message: message, At: time.Now()}
 	p.mu.Lock()
 	p.verdict = &exit
 	p.mu.Unlock()
@@ -211,7 +211,7 @@ func (p *pod) giveUp(message string) {
 		if err == nil {
 			return
 		}
-		p.log.Error("a hung pod VM cannot be stopped, trying again", "err", err)
+		p.log.Error("a pod VM that is given up cannot be stopped, trying again", "err", err)
 		select {
 		case <-time.After(time.Second):
 		case <-p.ctx.Done():

@@ -57,9 +57,11 @@ func (l *link) close(why error) {
 func (l *link) run() {
 	defer close(l.done)
 	pause := 50 * time.Millisecond
+	var wrongs wrongCount
 	for l.ctx.Err() == nil {
 		c, err := l.attach()
 		if err != nil {
+			l.blame(&wrongs, err)
 			if l.ctx.Err() == nil {
 				l.log.Debug("agent not reached yet", "err", err)
 			}
@@ -75,6 +77,7 @@ func (l *link) run() {
 		select {
 		case <-c.Done():
 			l.log.Info("agent session ended, attaching again", "err", c.Err())
+			l.blame(&wrongs, c.Err())
 		case <-l.ctx.Done():
 		}
 		l.set(nil)

@@ -76,6 +76,7 @@ func (p *pod) start() {
 	p.wg.Go(p.watchMachine)
 	p.wg.Go(p.followExits)
 	p.wg.Go(p.watchHealth)
+	p.wg.Go(p.watchManners)
 }
 
 // close stops watching; the machine goes on.
@@ -176,7 +177,7 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 	}
 	code := int32(255)
 	switch exit.Reason {
-	case vmpod.ExitStopped, vmpod.ExitVMMKilled, vmpod.ExitVMMOOMKilled, vmpod.ExitAgentHung:
+	case vmpod.ExitStopped, vmpod.ExitVMMKilled, vmpod.ExitVMMOOMKilled, vmpod.ExitAgentHung, vmpod.ExitAgentWrong:
 		code = 137
 	}
 	for _, c := range s.store.containersOf(sandboxID) {

@@ -112,5 +112,6 @@ const (
 	ExitVMMFailed     ExitReason = "VMMFailed"     // the VMM exited with an error
 	ExitHostRestart   ExitReason = "HostRestart"   // the host booted since the launch
 	ExitAgentHung     ExitReason = "AgentHung"     // stopped because its agent did not answer
+	ExitAgentWrong    ExitReason = "AgentWrong"    // stopped because its agent kept breaking the protocol
 	ExitUnknown       ExitReason = "Unknown"       // it is off; why could not be told
 )

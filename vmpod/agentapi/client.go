@@ -36,9 +36,10 @@ const (
 type Client struct {
 	AgentService
 
-	mux  *yamux.Session
-	rpc  *ttrpc.Client
-	done chan struct{}
+	mux     *yamux.Session
+	channel *hostConn
+	rpc     *ttrpc.Client
+	done    chan struct{}
 
 	abandoned atomic.Int32 // calls that nobody waits for any more
 	answered  atomic.Int64 // when a call was answered last, Unix ns
@@ -57,12 +58,13 @@ func Attach(ctx context.Context, conn net.Conn) (*Client, error) {
 		conn.Close()
 		return nil, err
 	}
-	mux, err := yamux.Client(&hostConn{Conn: conn, rest: rest}, muxConfig())
+	channel := &hostConn{Conn: conn, rest: rest}
+	mux, err := yamux.Client(channel, muxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	c := &Client{mux: mux, done: make(chan struct{})}
+	c := &Client{mux: mux, channel: channel, done: make(chan struct{})}
 	go c.watch()
 	s, err := c.open(ctx, &StreamHeader{Kind: StreamHeader_RPC})
 	if err != nil {
@@ -150,25 +152,34 @@ func awaitEcho(r io.Reader, echo []byte) ([]byte, error) {
 			skipped += drop
 		}
 	}
-	return nil, fmt.Errorf("the guest sent %d MiB without answering", maxStale>>20)
+	return nil, misbehaved("it sent %d MiB without answering", maxStale>>20)
 }
 
 // hostConn is the channel after the echo: reads are plain, writes stuffed.
 type hostConn struct {
 	net.Conn
 	rest []byte
-	fj   frameJoiner
-	st   stuffer
-	buf  []byte
+	in   muxGuard
+	// wrong is what the guest did wrong, seen before yamux's own reason is.
+	wrong atomic.Pointer[error]
+	fj    frameJoiner
+	st    stuffer
+	buf   []byte
 }
 
-func (h *hostConn) Read(p []byte) (int, error) {
+// Read is called by yamux's one receiving goroutine alone.
+func (h *hostConn) Read(p []byte) (n int, err error) {
 	if len(h.rest) > 0 {
-		n := copy(p, h.rest)
+		n = copy(p, h.rest)
 		h.rest = h.rest[n:]
-		return n, nil
+	} else {
+		n, err = h.Conn.Read(p)
 	}
-	return h.Conn.Read(p)
+	if bad := h.in.feed(p[:n]); bad != nil {
+		h.wrong.CompareAndSwap(nil, &bad)
+		return 0, bad
+	}
+	return n, err
 }
 
 // Write is called by yamux's one sending goroutine alone.
@@ -190,7 +201,7 @@ func (c *Client) watch() {
 	s, err := c.mux.AcceptStream()
 	if err == nil {
 		s.Close()
-		c.fail(errors.New("the guest opened a stream"))
+		c.fail(misbehaved("it opened a stream"))
 	} else if !errors.Is(err, yamux.ErrSessionShutdown) {
 		c.fail(err)
 	}
@@ -222,6 +233,9 @@ func (c *Client) Err() error {
 func (c *Client) broken() error {
 	if !c.mux.IsClosed() {
 		return nil
+	}
+	if wrong := c.channel.wrong.Load(); wrong != nil {
+		return *wrong
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -319,6 +333,7 @@ func (c *Client) openWait(h *StreamHeader) (*Stream, error) {
 		return nil, fmt.Errorf("agent stream %s: %w", h.Kind, errBroken(c.broken()))
 	}
 	s := newStream(raw, c.broken)
+	s.fail = c.fail
 	raw.SetReadDeadline(time.Now().Add(replyTimeout))
 	if err = WriteMessage(raw, h); err == nil {
 		err = s.reply()

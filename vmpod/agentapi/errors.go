@@ -94,5 +94,8 @@ func errBroken(cause error) error {
 	if cause == nil {
 		return fmt.Errorf("agent session ended; attach again: %w", errdefs.ErrUnavailable)
 	}
+	if errors.Is(cause, ErrMisbehaved) {
+		return fmt.Errorf("agent session ended: %w: %w", cause, errdefs.ErrUnavailable)
+	}
 	return fmt.Errorf("agent session ended (%v); attach again: %w", cause, errdefs.ErrUnavailable)
 }

@@ -2,8 +2,6 @@ package agentapi
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"net"
 	"sync"
 )
@@ -88,15 +86,15 @@ func (g *rpcGuard) Read(p []byte) (int, error) {
 
 func (g *rpcGuard) check(length, stream uint32, kind byte) error {
 	if length > rpcMax {
-		return fmt.Errorf("the guest sent a message of %d bytes", length)
+		return misbehaved("a message of %d bytes", length)
 	}
 	if kind != rpcResponse {
-		return errors.New("the guest sent something that is not an answer")
+		return misbehaved("a message that is not an answer")
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.open[stream] {
-		return errors.New("the guest answered what was not asked")
+		return misbehaved("an answer to what was not asked")
 	}
 	delete(g.open, stream)
 	return nil

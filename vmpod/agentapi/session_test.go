@@ -335,6 +335,8 @@ func TestHostileGuest(t *testing.T) {
 	for name, send := range map[string]string{
 		"bad version":    "\xff\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00",
 		"bad type":       "\x00\x09\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00",
+		"a ping":         "\x00\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x07",
+		"a 4 GiB frame":  "\x00\x00\x00\x00\x00\x00\x00\x09\xff\xff\xff\xff",
 		"over window":    "\x00\x00\x00\x02\x00\x00\x00\x01\x7f\xff\xff\xff",
 		"opens a stream": "\x00\x01\x00\x01\x00\x00\x00\x02\x00\x00\x00\x00",
 		"huge reply":     "\x00\x00\x00\x02\x00\x00\x00\x01\x00\x00\x00\x04\xff\xff\xff\xff",
@@ -368,8 +370,11 @@ func TestHostileGuest(t *testing.T) {
 				}
 				<-c.Done()
 			}
-			if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-				t.Errorf("ended by the deadline alone: %v", err)
+			if c != nil {
+				err = c.Err()
+			}
+			if !errors.Is(err, ErrMisbehaved) || ctx.Err() != nil {
+				t.Errorf("ended with %v; want ErrMisbehaved", err)
 			}
 			t.Log(err)
 		})

@@ -3,10 +3,12 @@ package agentapi
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/hashicorp/yamux"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -21,6 +23,7 @@ type Stream struct {
 	in    chunkReader
 	out   chunkWriter
 	cause func() error // why the session ended, nil if it has not
+	fail  func(error)  // host side: ends the session
 
 	accepted bool          // guest side
 	records  *bufio.Writer // guest side, what Send keeps
@@ -35,7 +38,7 @@ func newStream(raw *yamux.Stream, cause func() error) *Stream {
 // Read reads what the peer wrote.
 func (s *Stream) Read(p []byte) (int, error) {
 	n, err := s.in.Read(p)
-	return n, s.explain(err)
+	return n, s.explain(s.judge(err))
 }
 
 // Write sends p.
@@ -117,7 +120,16 @@ func (s *Stream) receive(m proto.Message) error {
 		}
 		return io.EOF
 	}
-	return s.explain(err)
+	return s.explain(s.judge(err))
+}
+
+// judge ends the session over a message that no agent sends (host side).
+func (s *Stream) judge(err error) error {
+	if s.fail != nil && errdefs.IsInvalidArgument(err) {
+		err = fmt.Errorf("%w: %w", ErrMisbehaved, err)
+		s.fail(err)
+	}
+	return err
 }
 
 // reply reads a StreamReply and returns the error in it (host side).
@@ -127,7 +139,7 @@ func (s *Stream) reply() error {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return s.explain(err)
+		return s.explain(s.judge(err))
 	}
 	if r.Code != 0 {
 		return fromCode(codes.Code(uint32(r.Code)), r.Message)
