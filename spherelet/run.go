@@ -28,6 +28,7 @@ import (
 
 	"github.com/openatoll/atoll/internal/version"
 	"github.com/openatoll/atoll/spherelet/admission"
+	"github.com/openatoll/atoll/spherelet/config"
 	"github.com/openatoll/atoll/spherelet/machine"
 	"github.com/openatoll/atoll/spherelet/resources"
 	"github.com/openatoll/atoll/spherelet/volumes"
@@ -117,7 +118,7 @@ func (n *node) assemble(ctx context.Context) error {
 	manager := newContainerManager(n.host, nodeConfig(n.o.Config.NodeName, n.o.Paths.Kubelet, reserved), admit, n.o.Paths.Kubelet)
 	manager.pods.resizing = admit.resizing
 	n.deps.ContainerManager = manager
-	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage)
+	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage, config.HostDirectories(n.o.Config))
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
 	n.deps.Subpather = volumes.Subpather{}
 	n.deps.OSInterface = hostOS{}
@@ -136,7 +137,7 @@ func (n *node) admitHandler(memory int64) (*admitHandler, error) {
 	}
 	return &admitHandler{
 		host: admission.Host{CPUs: n.host.CPUs(), Memory: memory, Disk: int64(fs.Capacity), ImageDisks: n.o.ImageDisks,
-			UserNamespaces: true, ImageVolumes: true},
+			UserNamespaces: true, ImageVolumes: true, HostDirectories: config.HostDirectories(n.o.Config)},
 		policy:   resources.Policy{HostCPUs: n.host.CPUs(), HostMemory: memory, EphemeralDefault: ephemeral.Value()},
 		extended: n.offers,
 		preps:    n.preps,

@@ -139,7 +139,7 @@ func (h *host) open(ctx context.Context) error {
 	h.runtime, err = cri.New(ctx, cri.Config{
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
-		HostDirectories: hostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
+		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info,
 	})
 	return err
@@ -169,17 +169,8 @@ func driverConfig(c *v1alpha1.SphereletConfiguration, p config.Paths, g guestima
 		RunDir:      filepath.Join(c.RunDir, vmSocketsName),
 		Cgroup:      p.Cgroup,
 
-		HostDirectories: hostDirectories(c),
+		HostDirectories: config.HostDirectories(c),
 	}
-}
-
-// hostDirectories are those that pods may mount.
-func hostDirectories(c *v1alpha1.SphereletConfiguration) []vmpod.HostDirectory {
-	var dirs []vmpod.HostDirectory
-	for _, d := range c.HostDirectories {
-		dirs = append(dirs, vmpod.HostDirectory{Path: d.Path, ReadOnly: d.ReadOnly})
-	}
-	return dirs
 }
 
 func tapConfig(c *v1alpha1.SphereletConfiguration) (tap.Config, error) {

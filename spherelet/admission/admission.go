@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // A Host is what the answer depends on besides the Pod.
@@ -27,6 +29,8 @@ type Host struct {
 	// ExtendedResource reports whether the Node offers an extended resource
 	// (an admin's opaque counter; device plug-ins cannot register). Nil: none.
 	ExtendedResource func(name string) bool
+	// HostDirectories are where hostPath volumes may be; none: nowhere.
+	HostDirectories []vmpod.HostDirectory
 	// What the runtime and the guest can do.
 	UserNamespaces    bool // hostUsers: false
 	ImageVolumes      bool // volumes of kind image

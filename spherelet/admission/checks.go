@@ -45,8 +45,6 @@ func (c *checker) platform() {
 // The VM shares no file system with the node.
 func mountedOnHost(s *v1.VolumeSource) string {
 	switch {
-	case s.HostPath != nil:
-		return "hostPath"
 	case s.NFS != nil:
 		return "nfs"
 	case s.ISCSI != nil:
@@ -97,12 +95,14 @@ func (c *checker) volumes() {
 	for i := range c.pod.Spec.Volumes {
 		v := &c.pod.Spec.Volumes[i]
 		field := fmt.Sprintf("spec.volumes[%d](%s).", i, v.Name)
+		if v.HostPath != nil {
+			c.hostPath(field+"hostPath", v)
+			continue
+		}
 		if kind := mountedOnHost(&v.VolumeSource); kind != "" {
 			why := "a volume of this kind is mounted on the node, and a pod VM shares no file system with the node"
 			instead := emptyDirInstead
 			switch kind {
-			case "hostPath":
-				why = "a pod VM shares no file system with the node"
 			case "gitRepo":
 				why = "gitRepo volumes run git on the node as root"
 				instead = "clone in an init container into an emptyDir"

@@ -7,11 +7,21 @@ import (
 	"strings"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // kernelDirectories hold what is the host's kernel's: who can write there
 // owns the host.
 var kernelDirectories = []string{"/proc", "/sys", "/dev"}
+
+// HostDirectories returns the directories that pods may mount.
+func HostDirectories(c *v1alpha1.SphereletConfiguration) []vmpod.HostDirectory {
+	var dirs []vmpod.HostDirectory
+	for _, d := range c.HostDirectories {
+		dirs = append(dirs, vmpod.HostDirectory{Path: d.Path, ReadOnly: d.ReadOnly})
+	}
+	return dirs
+}
 
 func validateHostDirectories(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	seen := map[string]bool{}

@@ -12,11 +12,17 @@ import (
 	"k8s.io/kubernetes/pkg/volume/projected"
 	"k8s.io/kubernetes/pkg/volume/secret"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
+
+	"github.com/openatoll/atoll/vmpod"
 )
 
-// Plugins are the volume kinds that a node of pod VMs offers.
-func Plugins(usage UsageFunc) []volume.VolumePlugin {
+// Plugins are the volume kinds that a node of pod VMs offers; hostPath in
+// these directories, if there are any.
+func Plugins(usage UsageFunc, hostDirectories []vmpod.HostDirectory) []volume.VolumePlugin {
 	plugins := []volume.VolumePlugin{NewEmptyDir(usage)}
+	if len(hostDirectories) > 0 {
+		plugins = append(plugins, NewHostPath(hostDirectories))
+	}
 	plugins = append(plugins, secret.ProbeVolumePlugins()...)
 	plugins = append(plugins, configmap.ProbeVolumePlugins()...)
 	plugins = append(plugins, downwardapi.ProbeVolumePlugins()...)

@@ -24,7 +24,7 @@ func plugin(t *testing.T, usage UsageFunc) volume.VolumePlugin {
 	t.Helper()
 	mgr := volume.VolumePluginMgr{}
 	host := volumetest.NewFakeKubeletVolumeHost(t, t.TempDir(), nil, nil)
-	if err := mgr.InitPlugins(Plugins(usage), nil, host); err != nil {
+	if err := mgr.InitPlugins(Plugins(usage, nil), nil, host); err != nil {
 		t.Fatal(err)
 	}
 	p, err := mgr.FindPluginByName(emptyDirName)
@@ -187,7 +187,7 @@ func TestSecretsLieOnATmpfs(t *testing.T) {
 		}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			host := volumetest.NewFakeKubeletVolumeHost(t, t.TempDir(), fake.NewClientset(secret), Plugins(nil))
+			host := volumetest.NewFakeKubeletVolumeHost(t, t.TempDir(), fake.NewClientset(secret), Plugins(nil, nil))
 			mode := int32(0o400)
 			if source.Secret != nil {
 				source.Secret.DefaultMode = &mode
