@@ -27,7 +27,6 @@ import (
 	"github.com/openatoll/atoll/spherelet/resources"
 	"github.com/openatoll/atoll/storage/image"
 	"github.com/openatoll/atoll/storage/local"
-	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/guestimage"
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
