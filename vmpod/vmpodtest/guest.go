@@ -29,6 +29,9 @@ var guestModules = []string{
 	"pvpanic-pci", "button", "evdev", "virtio_mem",
 }
 
+// demandModules are loaded by the command share.
+var demandModules = []string{"virtiofs"}
+
 // A Guest is a kernel and an initramfs that speaks the suite's protocol.
 type Guest struct{ Kernel, Initrd string }
 
@@ -45,17 +48,19 @@ func BuildGuest(t testing.TB) Guest {
 	g := Guest{Kernel: kernels[len(kernels)-1], Initrd: filepath.Join(t.TempDir(), "initramfs")}
 	release := strings.TrimPrefix(filepath.Base(g.Kernel), "vmlinuz-")
 	var a archive
-	for _, dir := range []string{"bin", "dev", "proc", "sys", "modules"} {
+	for _, dir := range []string{"bin", "dev", "proc", "sys", "modules", "demand"} {
 		a.add(dir, 0o040755, nil)
 	}
 	a.add("init", 0o100755, guestInit)
 	a.add("bin/busybox", 0o100755, busybox)
-	for i, path := range modulePaths(t, filepath.Join("/lib/modules", release)) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+	for into, names := range map[string][]string{"modules": guestModules, "demand": demandModules} {
+		for i, path := range modulePaths(t, filepath.Join("/lib/modules", release), names) {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.add(fmt.Sprintf("%s/%02d-%s", into, i, filepath.Base(path)), 0o100644, b)
 		}
-		a.add(fmt.Sprintf("modules/%02d-%s", i, filepath.Base(path)), 0o100644, b)
 	}
 	a.add("TRAILER!!!", 0, nil)
 	if err := os.WriteFile(g.Initrd, a.Bytes(), 0o644); err != nil {
@@ -64,9 +69,9 @@ func BuildGuest(t testing.TB) Guest {
 	return g
 }
 
-// modulePaths returns the files of guestModules and of what they need, each
-// after its needs.
-func modulePaths(t testing.TB, dir string) []string {
+// modulePaths returns the files of modules and of what they need, each after
+// its needs.
+func modulePaths(t testing.TB, dir string, names []string) []string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
@@ -91,7 +96,7 @@ func modulePaths(t testing.TB, dir string) []string {
 		}
 		out = append(out, filepath.Join(dir, file))
 	}
-	for _, m := range guestModules {
+	for _, m := range names {
 		file, ok := byName[strings.ReplaceAll(m, "-", "_")]
 		if !ok {
 			t.Fatalf("kernel in %s has no module %s", dir, m)
@@ -184,6 +189,11 @@ func (k *Talk) Tell(command string) {
 //	write SERIAL N   writes N MiB to the disk and syncs: "ok" or "failed"
 //	online           uses the CPUs and memory that were plugged: "ok"
 //	fill N           writes N MiB of memory: "ok" or "failed"
+//	share TAG        mounts a share at /share/TAG: "ok" or "failed"
+//	first PATH       the first line of a file, or "failed"
+//	put PATH WORD    writes a file of one word: "ok" or "failed"
+//	list PATH        the names in a directory, sorted, in one line
+//	device PATH      makes a device node: "ok" or "failed"
 //	deaf             from now on the power button is ignored: "ok"
 func (k *Talk) Ask(command string) string {
 	k.t.Helper()

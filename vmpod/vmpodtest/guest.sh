@@ -47,6 +47,13 @@ answer() {
 		mkdir -p /fill && mount -t tmpfs -o size=100% tmpfs /fill
 		dd if=/dev/zero of=/fill/x bs=1M count=$2 2>/dev/null && echo ok || echo failed
 		umount /fill ;;
+	share)
+		for m in /demand/*; do insmod "$m" 2>/dev/null; done
+		mkdir -p /share/$2 && mount -t virtiofs $2 /share/$2 2>/dev/null && echo ok || echo failed ;;
+	first) head -n 1 $2 2>/dev/null || echo failed ;;
+	put) echo "$3" 2>/dev/null >$2 && echo ok || echo failed ;;
+	list) echo $(ls -A $2) ;;
+	device) mknod $2 c 1 3 2>/dev/null && echo ok || echo failed ;;
 	deaf) kill -9 $button; echo ok ;;
 	poweroff) poweroff -f ;;
 	reboot) reboot -f ;;
