@@ -17,7 +17,10 @@ import (
 	"github.com/openatoll/atoll/storage"
 )
 
-// PullImage fetches an image. Credentials are passed on and never logged.
+// PullImage fetches an image. Credentials are passed on and never logged; they
+// are shown to the registry each time, also for an image that is here. A caller
+// that leaves ends the download unless another waits for it. The CRI has no way
+// to tell of progress: the log does.
 func (r *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	ref := req.GetImage().GetImage()
 	if ref == "" {
@@ -28,7 +31,9 @@ func (r *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 		return nil, err
 	}
 	start := time.Now()
-	img, err := r.config.Images.Pull(ctx, ref, auth, nil)
+	progress := r.reportPull(ref, pullReportInterval)
+	img, err := r.config.Images.Pull(ctx, ref, auth, progress.set)
+	progress.end()
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -144,6 +145,8 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errStalled) {
 		err = &silentError{fmt.Errorf("%w for %v", errStalled, b.stall)}
+	} else if errors.Is(err, syscall.ECONNRESET) {
+		err = io.ErrUnexpectedEOF // for which containerd's reader goes on from here
 	}
 	return n, err
 }
