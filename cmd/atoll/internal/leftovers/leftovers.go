@@ -88,13 +88,19 @@ func processes(s Scope) ([]Leftover, error) {
 	return found, nil
 }
 
-// ours recognises supervisors, node agents and pod VMs.
+// served is where the server of a pod's host directory has it mounted.
+var served = regexp.MustCompile(`=/.*/vms/[^/]+/shares/[^/]+$`)
+
+// ours recognises supervisors, node agents, pod VMs and the servers of the
+// host directories that those share.
 func ours(argv []string) bool {
 	switch filepath.Base(argv[0]) {
 	case "atoll":
 		return len(argv) > 1 && argv[1] == "supervisor"
 	case "spherelet":
 		return true
+	case "virtiofsd":
+		return slices.ContainsFunc(argv, served.MatchString)
 	}
 	i := slices.Index(argv, "-name")
 	return strings.HasPrefix(filepath.Base(argv[0]), "qemu-system-") && i >= 0 && i+1 < len(argv) &&

@@ -18,6 +18,9 @@ func TestOurs(t *testing.T) {
 		{[]string{"qemu-system-x86_64", "-name", "another"}, false},
 		{[]string{"qemu-system-x86_64", "-name"}, false},
 		{[]string{"vim", "spherelet"}, false},
+		{[]string{"/usr/lib/qemu/virtiofsd", "--fd=3", "-o", "source=/d/vms/0123_0/shares/h0123"}, true},
+		{[]string{"/usr/libexec/virtiofsd", "--shared-dir=/d/vms/0123_0/shares/h0123"}, true},
+		{[]string{"/usr/libexec/virtiofsd", "--shared-dir=/srv/vms"}, false},
 	} {
 		if got := ours(tc.argv); got != tc.want {
 			t.Errorf("ours(%q) = %v", tc.argv, got)
