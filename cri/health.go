@@ -30,8 +30,8 @@ type pace struct {
 }
 
 var defaultPace = pace{
-	look: 4 * time.Second, again: 2 * time.Second, answer: 3 * time.Second,
-	quiet: 6 * time.Second, silent: 8 * time.Second, hung: 16 * time.Second,
+	look: 4 * time.Second, again: time.Second, answer: 3 * time.Second,
+	quiet: 4 * time.Second, silent: 7 * time.Second, hung: 14 * time.Second,
 }
 
 // A glance is what one look at a VM has shown.
@@ -121,7 +121,7 @@ func (p *pod) watchHealth() {
 			p.wg.Go(func() { p.askAgent(asked) })
 		}
 		interval = limits.look
-		if asked != nil || fault.Reason != "" {
+		if asked != nil || g.status.State == vmpod.StateUnknown {
 			interval = limits.again
 		}
 	}
@@ -181,17 +181,15 @@ func (p *pod) judge(beat *pulse, g glance, old vmpod.Fault, limits pace) vmpod.F
 	p.mu.Lock()
 	p.illness = now
 	p.mu.Unlock()
-	if reason == old.Reason {
-		return now
-	}
-	if old.Reason != "" && reason != string(vmpod.ExitAgentHung) {
+	switch {
+	case reason == old.Reason, reason == string(vmpod.ExitAgentHung): // giveUp tells that
+	case reason != "":
+		p.log.Warn("pod VM has a fault", "reason", reason, "message", message)
+		p.s.faults.tell(now)
+	default:
 		p.log.Info("pod VM has recovered", "reason", old.Reason)
 		old.Cleared, old.At = true, now.At
 		p.s.faults.tell(old)
-	}
-	if reason != "" && reason != string(vmpod.ExitAgentHung) {
-		p.log.Warn("pod VM has a fault", "reason", reason, "message", message)
-		p.s.faults.tell(now)
 	}
 	return now
 }
@@ -266,13 +264,13 @@ func (s *Server) healthConditions() []*runtimeapi.RuntimeCondition {
 		said := fmt.Sprintf("pod %s/%s: %s", f.Namespace, f.Name, f.Message)
 		switch f.Reason {
 		case "":
-		case vmpod.ReasonHostDiskFull, vmpod.ReasonHostDiskError:
+		case vmpod.ReasonVMMStopped, vmpod.ReasonVMMNotResponding, vmpod.ReasonVMPaused, vmpod.ReasonAgentSilent:
+			silent++
+			vms.Status, vms.Reason, vms.Message = false, f.Reason, said
+		default:
 			if disks.Status {
 				disks.Status, disks.Reason, disks.Message = false, f.Reason, said
 			}
-		default:
-			silent++
-			vms.Status, vms.Reason, vms.Message = false, f.Reason, said
 		}
 	}
 	if silent > 1 {

@@ -197,14 +197,18 @@ func (s *Server) markDead(sandboxID string, exit vmpod.Exit) {
 		}
 	}
 	failpoint.Hit(failpoint.StopPodContainersMarked)
+	fresh := false // a hung VM is dead before it has ended
 	err := s.store.updateSandbox(sandboxID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, func(sb *sandbox) {
+		fresh = sb.State == runtimeapi.PodSandboxState_SANDBOX_READY
 		sb.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 		sb.Reason, sb.Message = string(exit.Reason), clip(exit.Message, 4096)
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
 		s.log.Error("recording a sandbox's end failed", "sandbox", sandboxID, "err", err)
 	}
-	s.ended(sandboxID, exit)
+	if fresh {
+		s.ended(sandboxID, exit)
+	}
 }
 
 // maxExitsAtOnce bounds what a guest can keep the host busy with.
