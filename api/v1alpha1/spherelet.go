@@ -67,6 +67,7 @@ type SphereletConfiguration struct {
 
 	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
 	Images     ImagesConfiguration     `json:"images,omitempty"`
+	Streaming  StreamingConfiguration  `json:"streaming,omitempty"`
 	// HostDirectories are the directories of this host that pods may mount by
 	// hostPath, live; default none. Everybody who may create pods on this node
 	// can then read, and unless they are read-only change, all that lies below
@@ -114,4 +115,18 @@ type ImagesConfiguration struct {
 	HostsDir string `json:"hostsDir,omitempty"`
 	// MaxConcurrentDownloads of layers; default 3.
 	MaxConcurrentDownloads int `json:"maxConcurrentDownloads,omitempty"`
+	// ProgressTimeout ends a pull for which a registry has sent nothing for so
+	// long, as a duration; default "60s".
+	ProgressTimeout string `json:"progressTimeout,omitempty"`
+}
+
+// StreamingConfiguration is about exec, attach and port-forward between the
+// kubelet, or another client of the CRI, and the runtime: on loopback alone.
+type StreamingConfiguration struct {
+	// IdleTimeout ends a stream over which nothing went for so long, as a
+	// duration; default none.
+	IdleTimeout string `json:"idleTimeout,omitempty"`
+	// CertFile and KeyFile (PEM) make streams HTTPS; default plain HTTP.
+	CertFile string `json:"certFile,omitempty"`
+	KeyFile  string `json:"keyFile,omitempty"`
 }

@@ -124,6 +124,7 @@ func (h *host) open(ctx context.Context) error {
 	}
 	if h.images, err = image.Open(ctx, image.Config{
 		Root: h.paths.Images, HostsDir: h.cfg.Images.HostsDir, MaxConcurrentDownloads: h.cfg.Images.MaxConcurrentDownloads,
+		Timeouts: image.Timeouts{Stall: duration(h.cfg.Images.ProgressTimeout)},
 	}); err != nil {
 		return err
 	}
@@ -135,7 +136,12 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	streamTLS, err := streamTLS(h.cfg.Streaming)
+	if err != nil {
+		return err
+	}
 	h.runtime, err = cri.New(ctx, cri.Config{
+		StreamIdleTimeout: duration(h.cfg.Streaming.IdleTimeout), StreamTLS: streamTLS,
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
 		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,

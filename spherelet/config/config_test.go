@@ -74,6 +74,17 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+func TestDurations(t *testing.T) {
+	if errs := validDurations(map[string]string{"a": "", "b": "5m", "c": "1s"}); len(errs) != 0 {
+		t.Errorf("refused: %v", errs)
+	}
+	for _, v := range []string{"5", "soon", "-1m", "10ms"} {
+		if errs := validDurations(map[string]string{"images.progressTimeout": v}); len(errs) != 1 {
+			t.Errorf("%q: %v", v, errs)
+		}
+	}
+}
+
 func TestLabelsAllowed(t *testing.T) {
 	y := minimal + "nodeName: a\nlabels:\n  example.com/x: y\n  node.kubernetes.io/exclude: \"true\"\n  topology.kubernetes.io/zone: z\ntaints: [\"a=b:NoSchedule\", \"c:NoExecute\"]\n"
 	if _, err := Parse([]byte(y)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -172,11 +173,27 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if n := c.Images.MaxConcurrentDownloads; n < 1 || n > 32 {
 		errs = append(errs, invalid("images.maxConcurrentDownloads is %d, must be 1 to 32", n))
 	}
+	errs = append(errs, validDurations(map[string]string{"images.progressTimeout": c.Images.ProgressTimeout, "streaming.idleTimeout": c.Streaming.IdleTimeout})...)
+	if (c.Streaming.CertFile == "") != (c.Streaming.KeyFile == "") {
+		errs = append(errs, invalid("streaming.certFile is %q and streaming.keyFile %q, must be set both or not at all", c.Streaming.CertFile, c.Streaming.KeyFile))
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		errs = append(errs, invalid("logLevel is %q, must be debug, info, warn or error", c.LogLevel))
 	}
 	if c.KubeletVerbosity < 0 || c.KubeletVerbosity > maxKubeletVerbosity {
 		errs = append(errs, invalid("kubeletVerbosity is %d, must be 0 to %d (more would write the bodies of Secrets into the log)", c.KubeletVerbosity, maxKubeletVerbosity))
+	}
+	return errs
+}
+
+// validDurations wants each value, where there is one, to be a duration of a
+// second at least.
+func validDurations(values map[string]string) []error {
+	var errs []error
+	for field, v := range values {
+		if d, err := time.ParseDuration(v); v != "" && (err != nil || d < time.Second) {
+			errs = append(errs, invalid("%s is %q, must be a duration of at least 1s, such as 5m", field, v))
+		}
 	}
 	return errs
 }
