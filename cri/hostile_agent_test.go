@@ -216,7 +216,7 @@ func TestAgentThatBreaksTheProtocol(t *testing.T) {
 			if c := s.status(t, badCtr); c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.ExitCode == 0 || c.Reason != string(vmpod.ExitAgentWrong) {
 				t.Errorf("its container: %v, code %d, %q", c.State, c.ExitCode, c.Reason)
 			}
-			if n := attaches.Load(); n > maxWrongs+2 {
+			if n := attaches.Load(); n > 20 { // what comes before the echo is skipped, and does not count
 				t.Errorf("%d attaches", n)
 			}
 			s.unharmed(t, good, goodCtr)

@@ -74,8 +74,14 @@ func (p *pod) startLog(c *container) error {
 	}
 	var ctx context.Context
 	ctx, l.stop = context.WithCancel(p.ctx)
+	if !p.spawn(func() { l.run(ctx) }) {
+		l.stop()
+		if l.file != nil {
+			_ = l.file.close()
+		}
+		return fmt.Errorf("sandbox %s was stopped: %w", p.id, errdefs.ErrFailedPrecondition)
+	}
 	x.pump = l
-	p.wg.Go(func() { l.run(ctx) })
 	return nil
 }
 

@@ -44,6 +44,7 @@ type pod struct {
 	volumes map[string]*liveVolume
 	illness vmpod.Fault // see watchHealth
 	verdict *vmpod.Exit // why the machine was given up; nil if it was not
+	closed  bool        // nothing new begins
 }
 
 // A process is the live side of one container.
@@ -73,14 +74,29 @@ func (s *Server) newPod(id string, vm vmpod.ID, m vmpod.Machine, l *link) *pod {
 
 // start begins to watch the machine and the guest's exits.
 func (p *pod) start() {
-	p.wg.Go(p.watchMachine)
-	p.wg.Go(p.followExits)
-	p.wg.Go(p.watchHealth)
-	p.wg.Go(p.watchManners)
+	for _, watch := range []func(){p.watchMachine, p.followExits, p.watchHealth, p.watchManners} {
+		p.spawn(watch)
+	}
+}
+
+// spawn runs f until it returns or close has waited for it; false when the pod
+// is closed already. Who is not within another such f must use it: wg's
+// counter may be on its way to zero.
+func (p *pod) spawn(f func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.wg.Go(f)
+	return true
 }
 
 // close stops watching; the machine goes on.
 func (p *pod) close(why error) {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
 	p.cancel()
 	p.link.close(why)
 	p.wg.Wait()
