@@ -590,9 +590,9 @@ func (g *fakeGuest) UpdateContainer(_ context.Context, r *agentapi.UpdateContain
 func (g *fakeGuest) Stats(context.Context, *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r := &agentapi.StatsResponse{MemoryTotal: 512 * mib, Guest: &agentapi.ContainerStats{MemoryWorkingSet: 100}, Networks: []*agentapi.NetworkStats{{Name: "eth0", RxBytes: 9}}}
+	r := &agentapi.StatsResponse{MemoryTotal: 512 * mib, Guest: &agentapi.ContainerStats{MemoryCurrent: 150, MemoryWorkingSet: 100}, Networks: []*agentapi.NetworkStats{{Name: "eth0", RxBytes: 9}}}
 	for id := range g.containers {
-		r.Containers = append(r.Containers, &agentapi.ContainerStats{Id: id, CpuUsageNs: 1e9, MemoryWorkingSet: 42, MemoryLimit: 100, Pids: 2, Writable: &agentapi.FilesystemStats{UsedBytes: 1}})
+		r.Containers = append(r.Containers, &agentapi.ContainerStats{Id: id, CpuUsageNs: 1e9, MemoryCurrent: 50, MemoryWorkingSet: 42, MemoryLimit: 100, Pids: 2, Writable: &agentapi.FilesystemStats{UsedBytes: 1}})
 	}
 	for id := range g.volumes {
 		r.Volumes = append(r.Volumes, &agentapi.VolumeStats{Id: id, Usage: &agentapi.FilesystemStats{UsedBytes: 77, UsedInodes: 2}})

@@ -206,3 +206,20 @@ func TestCanResize(t *testing.T) {
 		t.Errorf("a hypervisor that does not answer in time: %v", err)
 	}
 }
+
+// TestUsageForResize: what a kubelet compares a pod's lower limit with is what
+// its containers use.
+func TestUsageForResize(t *testing.T) {
+	s := serve(t, newFakeHost(), t.TempDir())
+	sb := s.run(t)
+	for _, name := range []string{"a", "b"} {
+		s.start(t, s.create(t, sb, ctrConfig(name)))
+	}
+	r, err := s.rt.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: sb})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := r.Stats.Linux.Memory; m.UsageBytes.GetValue() != 100 || m.WorkingSetBytes.GetValue() != 100 {
+		t.Errorf("usage %v of two containers of 50, working set %v of a guest of 100", m.UsageBytes, m.WorkingSetBytes)
+	}
+}

@@ -306,7 +306,9 @@ func (s *Server) listSandboxStats(ctx context.Context, f *runtimeapi.PodSandboxS
 
 // sandboxStats tells a pod's cost: CPU is the VMM's, as the host counts it,
 // where the driver can meter; memory is the guest's working set, which is what
-// the pod's limits and its eviction are about; the network is the guest's.
+// the pod's limits and its eviction are about; the network is the guest's. The
+// memory's UsageBytes are the containers' alone: a kubelet that lowers a pod's
+// limit compares the two, and the guest's own share is no part of the limit.
 func (s *Server) sandboxStats(rd *reading) *runtimeapi.PodSandboxStats {
 	sb := rd.sb
 	linux := &runtimeapi.LinuxPodSandboxStats{
@@ -319,7 +321,7 @@ func (s *Server) sandboxStats(rd *reading) *runtimeapi.PodSandboxStats {
 		cpu = rd.vmm.CPU
 	}
 	linux.Cpu = s.cpuUsage(sb.ID, rd.at, cpu)
-	var pids uint64
+	var pids, used uint64
 	for _, c := range s.store.containersOf(sb.ID) {
 		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
@@ -327,8 +329,10 @@ func (s *Server) sandboxStats(rd *reading) *runtimeapi.PodSandboxStats {
 		if st := s.containerStats(rd, c); st != nil {
 			linux.Containers = append(linux.Containers, st)
 			pids += rd.container(c.ID).GetPids()
+			used += rd.container(c.ID).GetMemoryCurrent()
 		}
 	}
+	linux.Memory.UsageBytes = value(used)
 	linux.Process.ProcessCount = value(pids)
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{Id: sb.ID, Metadata: sb.Config.GetMetadata(), Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations()},
