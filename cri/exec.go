@@ -71,8 +71,11 @@ func (s *Server) startExec(ctx context.Context, containerID string, cmd []string
 		return nil, err
 	}
 	e := &execution{pod: p, session: session, cid: c.ID, id: newID()[:16]}
-	_, err = session.StartProcess(ctx, &agentapi.StartProcessRequest{ContainerId: e.cid, ExecId: e.id, Process: b, Stdin: stdin, Tty: tty})
-	if err != nil {
+	start := &agentapi.StartProcessRequest{ContainerId: e.cid, ExecId: e.id, Process: b, Stdin: stdin, Tty: tty}
+	if _, err = session.StartProcess(ctx, start); err != nil {
+		if ctx.Err() != nil {
+			go e.abandon(start)
+		}
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
 	if err := e.open(ctx, tty, stdin); err != nil {
@@ -114,6 +117,21 @@ func (e *execution) kill() {
 	_, err := e.session.SignalProcess(ctx, &agentapi.SignalProcessRequest{ContainerId: e.cid, ExecId: e.id, Signal: uint32(syscall.SIGKILL)})
 	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) && e.session.Err() == nil {
 		e.pod.log.Debug("killing an exec failed", "container", e.cid, "err", err)
+	}
+}
+
+// abandonTimeout bounds how long the end of a start that nobody waits for any
+// more is waited for, in order to kill what it started.
+const abandonTimeout = time.Minute
+
+// abandon kills a process whose start was given up while the guest was at it:
+// the guest completes what it has begun. The same start, asked for again,
+// returns when the first is over.
+func (e *execution) abandon(start *agentapi.StartProcessRequest) {
+	ctx, cancel := context.WithTimeout(e.pod.ctx, abandonTimeout)
+	defer cancel()
+	if _, err := e.session.StartProcess(ctx, start); err == nil {
+		e.kill()
 	}
 }
 
