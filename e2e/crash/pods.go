@@ -75,15 +75,15 @@ var kinds = []kind{
 	{"never", func(s *corev1.PodSpec) { s.RestartPolicy = corev1.RestartPolicyNever }},
 }
 
-const probeTimeout = 20 // seconds; slow is not failed, on a loaded machine
+const probeTimeout = 60 // seconds; slow is not failed, on a loaded machine
 
 func execProbe(command ...string) *corev1.Probe {
-	return &corev1.Probe{PeriodSeconds: 5, FailureThreshold: 1, TimeoutSeconds: probeTimeout,
+	return &corev1.Probe{PeriodSeconds: 10, FailureThreshold: 1, TimeoutSeconds: probeTimeout,
 		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: command}}}
 }
 
 func httpProbe() *corev1.Probe {
-	return &corev1.Probe{PeriodSeconds: 5, FailureThreshold: 1, TimeoutSeconds: probeTimeout,
+	return &corev1.Probe{PeriodSeconds: 10, FailureThreshold: 1, TimeoutSeconds: probeTimeout,
 		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}}
 }
 
@@ -126,7 +126,7 @@ func (c *client) startSteady(ctx context.Context, n int) ([]*corev1.Pod, error) 
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Minute)
 	defer cancel()
 	all := make([]*corev1.Pod, n)
 	for i, name := range names {
@@ -154,7 +154,11 @@ func (c *client) startSteady(ctx context.Context, n int) ([]*corev1.Pod, error) 
 func (c *client) checkLog(ctx context.Context, pod string) (lines int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
-	if _, err := c.exec(ctx, pod, writer, "touch", "/tmp/stop"); err != nil {
+	err = until(ctx, "stop it", func(ctx context.Context) error {
+		_, err := c.exec(ctx, pod, writer, "touch", "/tmp/stop")
+		return err
+	})
+	if err != nil {
 		return 0, err
 	}
 	for {

@@ -18,7 +18,7 @@ const (
 	// poll is the pause between two looks, and with it how exact times are.
 	poll = 20 * time.Millisecond
 	// backLimit is when a spherelet that is not back is given up.
-	backLimit = 90 * time.Second
+	backLimit = 2 * time.Minute
 )
 
 // A recovery is what followed one kill. Times are seconds from the kill.
@@ -106,7 +106,9 @@ func (t *target) measure(ctx context.Context, at time.Time, r *recovery) error {
 // until repeats what may fail until it succeeds or ctx ends.
 func until(ctx context.Context, what string, f func(context.Context) error) error {
 	for {
-		try, cancel := context.WithTimeout(ctx, 15*time.Second)
+		// One attempt at a time, and time for it: those that a busy guest has
+		// not answered yet are still its work.
+		try, cancel := context.WithTimeout(ctx, 45*time.Second)
 		err := f(try)
 		cancel()
 		if err == nil {
