@@ -181,15 +181,18 @@ func (p *pod) judge(beat *pulse, g glance, old vmpod.Fault, limits pace) vmpod.F
 	p.mu.Lock()
 	p.illness = now
 	p.mu.Unlock()
-	switch {
-	case reason == old.Reason, reason == string(vmpod.ExitAgentHung): // giveUp tells that
-	case reason != "":
-		p.log.Warn("pod VM has a fault", "reason", reason, "message", message)
-		p.s.faults.tell(now)
-	default:
+	if reason == old.Reason || reason == string(vmpod.ExitAgentHung) { // giveUp tells that
+		return now
+	}
+	// Of a VM that falls silent nobody knows whether its disks are well again.
+	if old.Reason != "" && g.status.State == vmpod.StateRunning && reason != vmpod.ReasonAgentSilent {
 		p.log.Info("pod VM has recovered", "reason", old.Reason)
 		old.Cleared, old.At = true, now.At
 		p.s.faults.tell(old)
+	}
+	if reason != "" {
+		p.log.Warn("pod VM has a fault", "reason", reason, "message", message)
+		p.s.faults.tell(now)
 	}
 	return now
 }
