@@ -11,7 +11,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -49,6 +48,7 @@ var parts = []part{
 	{"critest", "the benchmarks of upstream's CRI suite", here},
 	{"scale", "lists and stats of 100 sandboxes, on machines that are not real", here},
 	{"lists", "lists and stats of 10 real sandboxes", namespace},
+	{"containers", "a container's life in a pod that runs", namespace},
 	{"execsync", "ExecSync beside a plain fork and exec in the guest", namespace},
 	{"logs", "what a container's log does, and costs", namespace},
 }
@@ -224,7 +224,10 @@ func inNamespace(ctx context.Context, _ options, all *results) error {
 		return err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
-	return errors.Join(cmd.Run(), collect(all))
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("the run in the %s: %w", namespace, err)
+	}
+	return collect(all)
 }
 
 // inCluster runs this program once more inside a cluster made for it.
@@ -252,7 +255,10 @@ func inCluster(ctx context.Context, _ options, all *results) (err error) {
 		return err
 	}
 	cmd.Env = append(cmd.Env, dataEnv+"="+data)
-	return errors.Join(cmd.Run(), collect(all))
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("the run in the %s: %w", cluster, err)
+	}
+	return collect(all)
 }
 
 // measureCluster takes the figures of the parts inside a cluster.

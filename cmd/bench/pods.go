@@ -297,8 +297,40 @@ func (b *podBench) daemons(ctx context.Context) (map[string]int, error) {
 	return pids, nil
 }
 
-// vmPSS is the PSS in MiB of the QEMU whose name carries the pod's UID.
+// vmPSS is the PSS in MiB of a pod's QEMU.
 func vmPSS(uid string) (float64, error) {
+	pid, err := vmProcess(uid)
+	if err != nil {
+		return 0, err
+	}
+	mb, err := procMB(pid, "smaps_rollup", "Pss:")
+	return mb * 1e6 / (1 << 20), err
+}
+
+// runTime is the CPU time in ms of a process, all threads.
+func runTime(pid int) (float64, error) {
+	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "schedstat"))
+	if err != nil || len(threads) == 0 {
+		return 0, fmt.Errorf("process %d has no threads: %w", pid, err)
+	}
+	var sum float64
+	for _, file := range threads {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		word, _, _ := strings.Cut(string(b), " ")
+		ns, err := strconv.ParseFloat(word, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", file, err)
+		}
+		sum += ns / 1e6
+	}
+	return sum, nil
+}
+
+// vmProcess finds the QEMU whose name carries the pod's UID.
+func vmProcess(uid string) (int, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
@@ -308,12 +340,7 @@ func vmPSS(uid string) (float64, error) {
 		if err != nil || !bytes.Contains(b, []byte("\x00atoll-"+uid)) {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-		if err != nil {
-			return 0, err
-		}
-		mb, err := procMB(pid, "smaps_rollup", "Pss:")
-		return mb * 1e6 / (1 << 20), err
+		return strconv.Atoi(filepath.Base(filepath.Dir(p)))
 	}
 	return 0, fmt.Errorf("no VM runs for pod %s", uid)
 }

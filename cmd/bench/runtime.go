@@ -66,7 +66,7 @@ func measureRuntime(ctx context.Context, o options, all *results) (err error) {
 	for _, p := range []struct {
 		name string
 		run  func(context.Context, *results) error
-	}{{"lists", b.lists}, {"execsync", b.execSync}, {"logs", b.logs}} {
+	}{{"lists", b.lists}, {"containers", b.containers}, {"execsync", b.execSync}, {"logs", b.logs}} {
 		if !o.wanted(p.name) {
 			continue
 		}
@@ -276,7 +276,10 @@ func loopbackUp() error {
 }
 
 // A criPod is one sandbox with one container that runs.
-type criPod struct{ sandbox, container, log string }
+type criPod struct {
+	uid, sandbox, container, log string
+	config                       *runtimeapi.PodSandboxConfig
+}
 
 // pod runs a sandbox and starts one container in it.
 func (b *criBench) pod(ctx context.Context, image string, command ...string) (criPod, error) {
@@ -294,22 +297,26 @@ func startPod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, logs, ima
 		Labels:       map[string]string{"io.kubernetes.pod.name": "bench-" + uid, "io.kubernetes.pod.namespace": "bench", "app": "bench"},
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
 	}
-	p := criPod{log: filepath.Join(sandbox.LogDirectory, "c/0.log")}
+	p := criPod{uid: uid, log: filepath.Join(sandbox.LogDirectory, "c/0.log"), config: sandbox}
 	s, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: sandbox})
 	if err != nil {
 		return p, err
 	}
 	p.sandbox = s.PodSandboxId
-	c, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, SandboxConfig: sandbox, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command,
-		LogPath: "c/0.log", Labels: sandbox.Labels, Linux: &runtimeapi.LinuxContainerConfig{},
-	}})
+	c, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, SandboxConfig: sandbox, Config: containerConfig("c", image, command...)})
 	if err != nil {
 		return p, err
 	}
 	p.container = c.ContainerId
 	_, err = rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
 	return p, err
+}
+
+func containerConfig(name, image string, command ...string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command,
+		LogPath: name + "/0.log", Labels: map[string]string{"app": "bench"}, Linux: &runtimeapi.LinuxContainerConfig{},
+	}
 }
 
 func removePod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, p criPod) error {
