@@ -186,7 +186,7 @@ func TestBuildSpec(t *testing.T) {
 	if b := p.Capabilities.Bounding; slices.Contains(b, "CAP_CHOWN") || !slices.Contains(b, "CAP_NET_ADMIN") || len(p.Capabilities.Ambient) != 0 {
 		t.Errorf("capabilities %v", p.Capabilities)
 	}
-	if !s.Root.Readonly || !slices.Equal(l.MaskedPaths, []string{"/proc/kcore"}) || len(l.ReadonlyPaths) == 0 {
+	if !s.Root.Readonly || !slices.Equal(l.MaskedPaths, []string{"/proc/kcore"}) || len(l.ReadonlyPaths) != 0 { // as procMount Unmasked sends none
 		t.Errorf("root %v, masked %v, read-only %v", s.Root, l.MaskedPaths, l.ReadonlyPaths)
 	}
 	r := l.Resources
@@ -200,6 +200,11 @@ func TestBuildSpec(t *testing.T) {
 		if n.Type == specs.NetworkNamespace || n.Type == specs.UTSNamespace {
 			t.Errorf("the container leaves the pod's %s namespace", n.Type)
 		}
+	}
+
+	s = spec(t, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext = nil }, nil)
+	if !slices.Contains(s.Linux.MaskedPaths, "/proc/kcore") || len(s.Linux.ReadonlyPaths) == 0 {
+		t.Errorf("without a security context: masked %v, read-only %v", s.Linux.MaskedPaths, s.Linux.ReadonlyPaths)
 	}
 
 	s = spec(t, func(c *runtimeapi.ContainerConfig) {

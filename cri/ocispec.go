@@ -68,11 +68,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		return nil, err
 	}
 	opts = append(opts, oci.WithCapabilities(caps), oci.WithAmbientCapabilities(nil), withResources(in.config.GetLinux().GetResources()))
-	if sc.GetMaskedPaths() != nil {
-		opts = append(opts, oci.WithMaskedPaths(sc.MaskedPaths))
-	}
-	if sc.GetReadonlyPaths() != nil {
-		opts = append(opts, oci.WithReadonlyPaths(sc.ReadonlyPaths))
+	if sc != nil {
+		// None means none: that is all that procMount Unmasked is here.
+		opts = append(opts, oci.WithMaskedPaths(sc.MaskedPaths), oci.WithReadonlyPaths(sc.ReadonlyPaths))
 	}
 	if sc.GetPrivileged() {
 		opts = append(opts,
