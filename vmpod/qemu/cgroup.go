@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,6 +77,9 @@ func createCgroups(hs []hierarchy, rel string, l limits) ([]string, error) {
 			return dirs, err
 		}
 		dirs = append(dirs, dir)
+		if err := h.weigh(rel, runtime.NumCPU()); err != nil {
+			return dirs, err
+		}
 		if err := h.limit(dir, l); err != nil {
 			return dirs, err
 		}
@@ -93,6 +97,30 @@ func (h hierarchy) limit(dir string, l limits) error {
 	return nil
 }
 
+// weigh gives the groups above rel the weight of all the host's CPUs, as the
+// kubelet does with its own: by default all VMs of a host together would weigh
+// as much as a single process outside.
+func (h hierarchy) weigh(rel string, cpus int) error {
+	if !slices.Contains(h.controllers, "cpu") {
+		return nil
+	}
+	file, value := h.weight(cpus)
+	for up := filepath.Dir(rel); up != "."; up = filepath.Dir(up) {
+		if err := writeControl(filepath.Join(h.root, up, file), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// weight returns the control file and the value that stand for so many CPUs.
+func (h hierarchy) weight(cpus int) (file, value string) {
+	if h.unified {
+		return "cpu.weight", strconv.Itoa(min(100*cpus, 10000))
+	}
+	return "cpu.shares", strconv.Itoa(min(1024*cpus, 262144))
+}
+
 // settings returns control files and values.
 func (h hierarchy) settings(l limits) map[string]string {
 	m := map[string]string{}
@@ -101,7 +129,8 @@ func (h hierarchy) settings(l limits) map[string]string {
 	if h.unified {
 		m["memory.max"] = strconv.FormatInt(l.memory, 10)
 		if has("cpu") {
-			m["cpu.weight"] = strconv.Itoa(min(100*l.cpus, 10000))
+			file, value := h.weight(l.cpus)
+			m[file] = value
 		}
 		if has("pids") {
 			m["pids.max"] = pids
@@ -112,7 +141,8 @@ func (h hierarchy) settings(l limits) map[string]string {
 		m["memory.limit_in_bytes"] = strconv.FormatInt(l.memory, 10)
 	}
 	if has("cpu") {
-		m["cpu.shares"] = strconv.Itoa(min(1024*l.cpus, 262144))
+		file, value := h.weight(l.cpus)
+		m[file] = value
 	}
 	if has("pids") {
 		m["pids.max"] = pids
