@@ -3,6 +3,7 @@
 //
 //	go run ./e2e/critest                       all of it
 //	go run ./e2e/critest -focus 'runtime info' a part
+//	go run ./e2e/critest -short                a little of everything
 //	go run ./e2e/critest -benchmark 20         its benchmarks instead
 //
 // It builds the suite's images (see package images), and then works in a
@@ -35,7 +36,7 @@ type options struct {
 	spherelet, guest, samples     string
 	procs, benchmark              int
 	timeout                       time.Duration
-	all                           bool
+	all, short                    bool
 }
 
 func parseOptions() options {
@@ -51,6 +52,7 @@ func parseOptions() options {
 	flag.StringVar(&o.samples, "samples", "build/critest/benchmark", "`directory` for the benchmarks' samples")
 	flag.IntVar(&o.procs, "procs", 2, "specs that run side by side")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for the suite")
+	flag.BoolVar(&o.short, "short", false, "run a few specs of each kind, in a minute")
 	flag.BoolVar(&o.all, "all", false, "run the excluded specs as well")
 	flag.Parse()
 	return o
@@ -141,7 +143,7 @@ func inside(ctx context.Context, o options, layout string) (err error) {
 	if err := r.writeJSON(o.out); err != nil {
 		return err
 	}
-	if o.table != "" && o.focus == "" && !o.all {
+	if o.table != "" && o.focus == "" && !o.all && !o.short {
 		if err := r.writeTable(o.table); err != nil {
 			return err
 		}

@@ -157,6 +157,11 @@ func runSuite(ctx context.Context, o options, r *runtime) (string, error) {
 	if o.focus != "" {
 		args = append(args, "--focus="+o.focus)
 	}
+	if o.short {
+		for _, s := range shortSpecs {
+			args = append(args, "--focus="+s)
+		}
+	}
 	if !o.all {
 		for _, e := range exclusions {
 			args = append(args, "--skip="+e.spec)
