@@ -58,7 +58,7 @@ func (h *churner) used(ctx context.Context, name string) error {
 	if err := h.create(ctx, name, func(*corev1.PodSpec) {}); err != nil {
 		return err
 	}
-	p, err := h.await(ctx, name, "to be ready", isReady)
+	p, err := h.c.awaitPod(ctx, name, "to be ready", isReady)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (h *churner) job(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	p, err := h.await(ctx, name, "to succeed", func(p *corev1.Pod) bool {
+	p, err := h.c.awaitPod(ctx, name, "to succeed", func(p *corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	})
 	if err != nil {
@@ -144,23 +144,6 @@ func (h *churner) early(ctx context.Context, name string) error {
 func (h *churner) create(ctx context.Context, name string, change func(*corev1.PodSpec)) error {
 	_, err := h.c.pods().Create(ctx, newPod(name, change), metav1.CreateOptions{})
 	return err
-}
-
-func (h *churner) await(ctx context.Context, name, what string, is func(*corev1.Pod) bool) (*corev1.Pod, error) {
-	for {
-		p, err := h.c.pods().Get(ctx, name, metav1.GetOptions{})
-		if err != nil && ctx.Err() == nil {
-			return nil, err
-		}
-		if err == nil && is(p) {
-			return p, nil
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waited %s for it %s: phase %s, %+v", churnLimit, what, p.Status.Phase, p.Status.ContainerStatuses)
-		}
-	}
 }
 
 // restarts counts those of pods that were caught half made.

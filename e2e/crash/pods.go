@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -115,38 +116,46 @@ func newPod(name string, change func(*corev1.PodSpec)) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}
 }
 
+// bootsAtOnce is how many of the pods that must not notice boot at a time.
+const bootsAtOnce = 3
+
 // startSteady makes the pods that must not notice and waits until all are
 // ready.
 func (c *client) startSteady(ctx context.Context, n int) ([]*corev1.Pod, error) {
-	names := make([]string, n)
-	for i := range names {
-		k := kinds[i%len(kinds)]
-		names[i] = "steady-" + strconv.Itoa(i) + "-" + k.name
-		if _, err := c.pods().Create(ctx, newPod(names[i], k.make), metav1.CreateOptions{}); err != nil {
-			return nil, err
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Minute)
 	defer cancel()
 	all := make([]*corev1.Pod, n)
-	for i, name := range names {
-		for {
-			p, err := c.pods().Get(ctx, name, metav1.GetOptions{})
-			if err != nil {
-				return nil, err
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(bootsAtOnce)
+	for i := range all {
+		k := kinds[i%len(kinds)]
+		name := "steady-" + strconv.Itoa(i) + "-" + k.name
+		g.Go(func() (err error) {
+			if _, err = c.pods().Create(ctx, newPod(name, k.make), metav1.CreateOptions{}); err == nil {
+				all[i], err = c.awaitPod(ctx, name, "to be ready", isReady)
 			}
-			if isReady(p) {
-				all[i] = p
-				break
-			}
-			select {
-			case <-time.After(200 * time.Millisecond):
-			case <-ctx.Done():
-				return nil, fmt.Errorf("pod %s is not ready: phase %s, %v", name, p.Status.Phase, p.Status.ContainerStatuses)
-			}
+			return err
+		})
+	}
+	return all, g.Wait()
+}
+
+// awaitPod waits until a pod is as it should be.
+func (c *client) awaitPod(ctx context.Context, name, what string, is func(*corev1.Pod) bool) (*corev1.Pod, error) {
+	for {
+		p, err := c.pods().Get(ctx, name, metav1.GetOptions{})
+		if err != nil && ctx.Err() == nil {
+			return nil, err
+		}
+		if err == nil && is(p) {
+			return p, nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waited for pod %s %s: phase %s, %+v", name, what, p.Status.Phase, p.Status.ContainerStatuses)
 		}
 	}
-	return all, nil
 }
 
 // checkLog stops a counter and says what is wrong with its log: every line
