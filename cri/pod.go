@@ -45,6 +45,8 @@ type pod struct {
 	illness vmpod.Fault // see watchHealth
 	verdict *vmpod.Exit // why the machine was given up; nil if it was not
 	closed  bool        // nothing new begins
+
+	latest lastReading // what stats are told from
 }
 
 // A process is the live side of one container.

@@ -72,8 +72,6 @@ func (p *pod) stats(ctx context.Context) (*agentapi.StatsResponse, error) {
 	if why := p.link.holding(); why != nil {
 		return nil, fmt.Errorf("%w: %w", why, errdefs.ErrUnavailable)
 	}
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
 	return call(ctx, p.link, agentapi.AgentService.Stats, &agentapi.StatsRequest{})
 }
 
@@ -113,11 +111,70 @@ func (s *Server) readings(ctx context.Context, keep func(*sandbox) bool) []*read
 	return out
 }
 
+// statsFresh is how long a reading serves whoever asks next. A kubelet's
+// summary, its cAdvisor metrics and its eviction ask for the same numbers side
+// by side, and each answer costs a guest CPU that its pod pays for.
+const statsFresh = minInterval
+
+// A lastReading is a pod's latest reading; one caller at a time makes a new one,
+// and those who came meanwhile share it.
+type lastReading struct {
+	mu   sync.Mutex
+	turn chan struct{} // of one; nil until the first reading
+	last *reading
+}
+
+// take waits for the caller's turn. It returns a reading that is good enough,
+// or nil and the duty to call give.
+func (l *lastReading) take(ctx context.Context) (*reading, error) {
+	l.mu.Lock()
+	if l.turn == nil {
+		l.turn = make(chan struct{}, 1)
+	}
+	turn := l.turn
+	l.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another reading of the guest is under way: %w", ctx.Err())
+	}
+	if l.last != nil && time.Since(l.last.at) < statsFresh {
+		r := *l.last
+		<-turn
+		return &r, nil
+	}
+	return nil, nil
+}
+
+// give ends the caller's turn; r is nil if it got nothing.
+func (l *lastReading) give(r *reading) {
+	if r != nil {
+		l.last = r
+	}
+	<-l.turn
+}
+
 func (s *Server) read(ctx context.Context, sb *sandbox) (*reading, error) {
 	p, _, err := s.podOf(sb.ID)
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	r, err := p.latest.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r != nil {
+		r.sb = sb
+		return r, nil
+	}
+	r, err = readNow(ctx, p, sb)
+	p.latest.give(r)
+	return r, err
+}
+
+func readNow(ctx context.Context, p *pod, sb *sandbox) (_ *reading, err error) {
 	r := &reading{sb: sb, pod: p}
 	if r.guest, err = p.stats(ctx); err != nil {
 		return nil, err

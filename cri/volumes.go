@@ -156,8 +156,7 @@ func (l *liveVolume) refresh() {
 func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (storage.Usage, error) {
 	hostDir = filepath.Clean(hostDir)
 	for _, sb := range s.store.sandboxesOfPod(podUID) {
-		p := s.livePod(sb.ID)
-		if p == nil {
+		if s.livePod(sb.ID) == nil {
 			continue
 		}
 		i := slices.IndexFunc(sb.Volumes, func(v volume) bool {
@@ -167,14 +166,14 @@ func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (stora
 		if i < 0 {
 			continue
 		}
-		st, err := p.stats(ctx)
+		rd, err := s.read(ctx, sb)
 		if err != nil {
 			return storage.Usage{}, err
 		}
-		for _, v := range st.GetVolumes() {
+		for _, v := range rd.guest.GetVolumes() {
 			if v.Id == sb.Volumes[i].ID && v.Usage != nil {
 				return storage.Usage{
-					Time: time.Now(), Path: hostDir,
+					Time: rd.at, Path: hostDir,
 					Bytes: v.Usage.UsedBytes, Inodes: v.Usage.UsedInodes,
 					CapacityBytes: v.Usage.CapacityBytes, AvailableBytes: v.Usage.AvailableBytes,
 				}, nil
