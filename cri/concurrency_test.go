@@ -336,13 +336,12 @@ func (s *testServer) hastyLife(t *testing.T, rnd *rand.Rand, uid string) {
 	if n := len(s.store.containersOf(sb)); n != 1 {
 		t.Errorf("%d containers of %s, where one was wanted", n, uid)
 	}
-	if g := s.guestOf(uid); g != nil {
+	eventually(t, "the guest of "+uid+" has one container", func() bool {
+		g := s.guestOf(uid)
 		g.mu.Lock()
-		if n := len(g.containers); n != 1 {
-			t.Errorf("the guest of %s has %d containers", uid, n)
-		}
-		g.mu.Unlock()
-	}
+		defer g.mu.Unlock()
+		return len(g.containers) == 1
+	})
 	for _, step := range []func(context.Context) error{
 		func(ctx context.Context) error {
 			_, err := s.rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: ctr})

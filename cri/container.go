@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -98,7 +99,10 @@ func (p *pod) startContainer(ctx context.Context, c *container) error {
 		ContainerId: c.ID, Stdin: c.Config.GetStdin(), Tty: c.Config.GetTty(),
 	})
 	if err != nil {
-		if ctx.Err() == nil && !errdefs.IsUnavailable(err) {
+		// The guest knows the call's deadline and may find it over first: that
+		// says nothing of the container.
+		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		if !late && !errdefs.IsUnavailable(err) {
 			p.failedStart(c.ID, err)
 		}
 		return err

@@ -120,16 +120,12 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	if c.Process, err = json.Marshal(spec.Process); err != nil {
 		return "", err
 	}
-	defer func() {
-		if err != nil {
-			p.forgetGuestContainer(c.ID)
-		}
-	}()
-	if _, err = call(ctx, p.link, agentapi.AgentService.CreateContainer, req); err != nil {
+	if err = p.createInGuest(ctx, req); err != nil {
 		return "", err
 	}
 	failpoint.Hit(failpoint.CreateAgentAnswered)
 	if err = s.store.addContainer(c); err != nil {
+		p.forgetGuestContainer(c.ID)
 		return "", err
 	}
 	failpoint.Hit(failpoint.CreateRecorded)

@@ -150,7 +150,7 @@ func (s *Stream) reply() error {
 // explain turns the many ways in which yamux says "gone" into one.
 func (s *Stream) explain(err error) error {
 	switch {
-	case err == nil, err == io.EOF, err == io.ErrClosedPipe:
+	case err == nil, err == io.EOF:
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, yamux.ErrStreamClosed),
 		errors.Is(err, yamux.ErrConnectionReset), errors.Is(err, yamux.ErrSessionShutdown):
@@ -158,6 +158,9 @@ func (s *Stream) explain(err error) error {
 			return errBroken(c)
 		}
 		return errBroken(errors.New("the stream was cut"))
+	}
+	if c := s.cause(); c != nil { // with the words of the channel below
+		return errBroken(c)
 	}
 	return err
 }
