@@ -6,6 +6,8 @@
 //	<id>/spec.json     the Spec, written and synced before anything is made
 //	<id>/process.json  which process it is: pid, its start time, the host's boot
 //	<id>/devices.json  what was plugged since
+//	<id>/shares/       where the servers of host directories have them mounted,
+//	                   in namespaces of their own, and what those servers said
 //	<id>/stop.json     that Stop was asked for, written before it is tried
 //	<id>/exit.json     how it ended, written by whoever saw it first
 //	<id>/console.log   the serial console, bounded (console.log.1 is older)
