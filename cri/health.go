@@ -96,21 +96,22 @@ func (p *pod) watchHealth() {
 		if g.status.State == vmpod.StateStopped || p.ctx.Err() != nil {
 			return // watchMachine tells
 		}
-		progress, paced := p.progress()
-		now := time.Now()
-		// A look that comes late proves that this process had no CPU either.
-		g.could = min(now.Sub(last), 2*limits.look) - took
-		if paced {
-			if g.could -= progress.Since(ran); progress.Stuck {
-				g.could = 0
-			}
-			ran = progress
-		}
-		g.could, last = max(g.could, 0), now
 		if asked != nil && isClosed(asked) {
 			asked = nil
 		}
-		g.answered = asked == nil
+		now := time.Now()
+		if g.answered = asked == nil; !g.answered {
+			// A look that comes late proves that this process had no CPU either.
+			g.could = min(now.Sub(last), 2*limits.look) - took
+			if progress, ok := p.progress(); ok {
+				if g.could -= progress.Since(ran); progress.Stuck {
+					g.could = 0
+				}
+				ran = progress
+			}
+			g.could = max(g.could, 0)
+		}
+		last = now
 		fault = p.judge(&beat, g, fault, limits)
 		if fault.Reason == string(vmpod.ExitAgentHung) {
 			p.giveUp(vmpod.ExitAgentHung, fault.Message)
@@ -118,6 +119,7 @@ func (p *pod) watchHealth() {
 		}
 		if asked == nil && now.Sub(p.link.answered()) >= limits.quiet {
 			asked = make(chan struct{})
+			ran, _ = p.progress()
 			p.wg.Go(func() { p.askAgent(asked) })
 		}
 		interval = limits.look

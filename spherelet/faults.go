@@ -59,7 +59,7 @@ func clipEvent(s string) string {
 func (t *faultTeller) setCondition(ctx context.Context, f vmpod.Fault, status v1.ConditionStatus) {
 	condition := v1.PodCondition{Type: ConditionVMHealthy, Status: status, LastTransitionTime: metav1.NewTime(f.At), Reason: f.Reason, Message: f.Message}
 	if status == v1.ConditionTrue {
-		condition.Reason, condition.Message = "Recovered", ""
+		condition.Reason, condition.Message = "Recovered", "the pod's VM is well again"
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": f.PodUID}, // not another pod of the same name
