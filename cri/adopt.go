@@ -66,13 +66,10 @@ func (s *Server) adopt(ctx context.Context, fresh bool) error {
 	half := map[vmpod.ID]bool{}
 	for _, i := range intents {
 		half[i.VM] = true
-		s.background.Go(func() {
-			if err := s.takeBack(i.VM); err != nil {
-				s.log.Error("what was half made could not be taken back; the next start tries again", "pod_uid", i.VM.PodUID, "err", err)
-				return
-			}
-			s.log.Info("half-made sandbox taken back", "pod_uid", i.VM.PodUID, "vm", i.VM.String())
-		})
+		// In the table before anybody can ask for the same pod.
+		if p := s.standIn(i.VM); p != nil {
+			s.background.Go(func() { s.takeBackAs(i.VM, p) })
+		}
 	}
 	s.background.Go(func() { s.sweep(half, fresh) })
 	return nil
@@ -97,12 +94,11 @@ func (s *Server) adoptPod(ctx context.Context, sb *sandbox, m vmpod.Machine) {
 	p.wg.Go(p.watchManners)
 	ready := make(chan struct{})
 	p.wg.Go(func() {
-		defer close(ready)
-		if err := p.reconcile(sb); err != nil && p.ctx.Err() == nil && !isClosed(p.dead) {
-			p.log.Error("an adopted guest could not be reconciled", "err", err)
-		}
-		p.wg.Go(p.followExits)
-		p.resumeGrowth(sb)
+		p.settle(func() {
+			p.wg.Go(p.followExits)
+			p.resumeGrowth(sb)
+			close(ready)
+		})
 	})
 	select {
 	case <-ready:
@@ -126,14 +122,61 @@ func (s *Server) patience(sb *sandbox) time.Duration {
 	return adoptPatience
 }
 
+const (
+	// reconcileTimeout bounds the guest's answer, as others wait meanwhile.
+	reconcileTimeout = 10 * time.Second
+	// A pod that could not be reconciled is tried again, at first and at last
+	// after so long.
+	minReconcilePause = 200 * time.Millisecond
+	maxReconcilePause = 10 * time.Second
+)
+
+// settle reconciles until all of it has succeeded: a full disk may keep a log
+// from being opened for a while. It calls answered once the guest has.
+func (p *pod) settle(answered func()) {
+	told := false
+	for pause := minReconcilePause; p.ctx.Err() == nil && !isClosed(p.dead); pause = min(2*pause, maxReconcilePause) {
+		said, err := p.reconcile()
+		if said && !told {
+			told = true
+			answered()
+		}
+		if err == nil || p.ctx.Err() != nil || isClosed(p.dead) {
+			return
+		}
+		p.log.Error("an adopted guest could not be reconciled, trying again", "err", err)
+		select {
+		case <-time.After(pause):
+		case <-p.dead:
+		case <-p.ctx.Done():
+		}
+	}
+}
+
 // reconcile compares the containers with the guest's: a start that was not
 // recorded is recorded, logs are resumed, what only the guest knows is
 // removed, what the guest does not know has ended. Volumes are followed again
-// and brought up to date.
-func (p *pod) reconcile(sb *sandbox) error {
-	hello, err := call(p.ctx, p.link, agentapi.AgentService.Hello, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+// and brought up to date. It has the pod's lock while it compares: a container
+// that is just being made is neither half made nor gone. said is whether the
+// guest has answered.
+func (p *pod) reconcile() (said bool, err error) {
+	if _, err := p.link.session(p.ctx); err != nil { // without the lock: it may take long
+		return false, err
+	}
+	unlock, err := p.lock(p.ctx)
 	if err != nil {
-		return err
+		return false, err
+	}
+	defer unlock()
+	sb, ok := p.s.store.sandbox(p.id)
+	if !ok {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, reconcileTimeout)
+	defer cancel()
+	hello, err := call(ctx, p.link, agentapi.AgentService.Hello, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+	if err != nil {
+		return false, err
 	}
 	guest := map[string]*agentapi.ContainerState{}
 	for _, c := range hello.GetContainers() {
@@ -150,10 +193,17 @@ func (p *pod) reconcile(sb *sandbox) error {
 		p.forgetGuestContainer(id)
 	}
 	for _, v := range sb.Volumes {
-		live := &liveVolume{pod: p, volume: v}
 		p.mu.Lock()
-		p.volumes[v.ID] = live
+		live := p.volumes[v.ID]
+		had := live != nil
+		if !had {
+			live = &liveVolume{pod: p, volume: v}
+			p.volumes[v.ID] = live
+		}
 		p.mu.Unlock()
+		if had {
+			continue
+		}
 		if v.Follow {
 			if err := p.s.watch.add(live); err != nil {
 				p.log.Warn("a volume cannot be followed any more", "volume", v.ID, "err", err)
@@ -162,7 +212,7 @@ func (p *pod) reconcile(sb *sandbox) error {
 			p.wg.Go(live.refresh)
 		}
 	}
-	return errors.Join(errs...)
+	return true, errors.Join(errs...)
 }
 
 func (p *pod) reconcileContainer(c *container, g *agentapi.ContainerState) error {
@@ -234,11 +284,7 @@ func (s *Server) sweep(half map[vmpod.ID]bool, fresh bool) {
 		return
 	}
 	for id := range unknown {
-		if err := s.takeBack(id); err != nil {
-			s.log.Error("an orphan could not be removed; the next start tries again", "vm", id.String(), "err", err)
-			continue
-		}
-		s.log.Info("orphan removed, unless a sandbox has claimed it", "vm", id.String())
+		s.takeBack(id)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"time"
@@ -20,9 +21,6 @@ import (
 // ephemeralDiskID is the serial under which the guest finds its writable disk.
 const ephemeralDiskID = "ephemeral"
 
-// reclaimTimeout bounds taking back what was made for one sandbox.
-const reclaimTimeout = time.Minute
-
 // A machineKit is a machine that runs, with all that was made for it.
 type machineKit struct {
 	vm         vmpod.ID
@@ -37,11 +35,28 @@ type preparation struct {
 	hint   vmpod.Hint
 	cancel context.CancelFunc
 	done   chan struct{} // closed when kit and err are set
+	gone   chan struct{} // closed when it has left the table for good
 	kit    *machineKit
 	err    error
 	// claimed is set, under Server.mu, by who takes the result over.
 	claimed bool
 	expire  *time.Timer
+}
+
+// newPreparation has a timer that is far away: Prepare sets its own.
+func newPreparation(hint vmpod.Hint, cancel context.CancelFunc) *preparation {
+	return &preparation{hint: hint, cancel: cancel, done: make(chan struct{}), gone: make(chan struct{}), expire: time.NewTimer(math.MaxInt64)}
+}
+
+// leave ends a preparation's time in the table.
+func (s *Server) leave(vm vmpod.ID, p *preparation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.expire.Stop()
+	if s.preps[vm] == p {
+		delete(s.preps, vm)
+	}
+	close(p.gone)
 }
 
 // Prepare implements vmpod.Preparer.
@@ -60,21 +75,22 @@ func (s *Server) Prepare(_ context.Context, hint vmpod.Hint) error {
 	}
 	s.hints[vm.PodUID] = &hint
 	old := s.preps[vm]
-	if old != nil && (reflect.DeepEqual(old.hint, hint) || old.claimed) {
+	if old != nil && !old.claimed && reflect.DeepEqual(old.hint, hint) || s.runs[vm] != nil {
 		s.mu.Unlock()
+		return nil // it is there, or being used
+	}
+	if old == nil && len(s.store.sandboxesOfPod(vm.PodUID)) > 0 {
+		s.mu.Unlock() // adopted: only the size was of interest
 		return nil
 	}
-	if old == nil && (s.runs[vm] != nil || len(s.store.sandboxesOfPod(vm.PodUID)) > 0) {
-		s.mu.Unlock() // adopted, or about to run: only the size was of interest
-		return nil
-	}
-	if old != nil {
+	replace := old != nil && !old.claimed
+	if replace {
 		old.claimed = true
 		old.expire.Stop()
 		old.cancel()
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	p := &preparation{hint: hint, cancel: cancel, done: make(chan struct{})}
+	p := newPreparation(hint, cancel)
 	p.expire = time.AfterFunc(s.config.PrepareTTL, func() { s.discard(vm, p, "no sandbox used it in time") })
 	s.preps[vm] = p
 	s.background.Add(1)
@@ -82,11 +98,15 @@ func (s *Server) Prepare(_ context.Context, hint vmpod.Hint) error {
 	go func() {
 		defer s.background.Done()
 		defer close(p.done)
-		if old != nil {
+		if replace {
 			<-old.done
-			if p.err = s.unmake(vm, old.kit); p.err != nil {
-				return
-			}
+			p.err = s.unmake(vm, old.kit)
+			s.leave(vm, old)
+		} else if old != nil {
+			<-old.gone // it is being taken back
+		}
+		if p.err = errors.Join(p.err, ctx.Err()); p.err != nil {
+			return
 		}
 		z := s.sizeOf(&hint, nil)
 		p.kit, p.err = s.bringUp(ctx, vm, hint.Owner, z, nil)
@@ -126,15 +146,11 @@ func (s *Server) discard(vm vmpod.ID, p *preparation, why string) {
 		p.cancel()
 		<-p.done
 		if err := s.unmake(vm, p.kit); err != nil {
-			s.log.Error("an unused pod VM could not be taken back; the next start tries again", "pod_uid", vm.PodUID, "err", err)
+			s.log.Error("an unused pod VM could not be taken back; it is tried again", "pod_uid", vm.PodUID, "err", err)
 		} else if p.kit != nil {
 			s.log.Info("unused pod VM taken back", "pod_uid", vm.PodUID, "why", why)
 		}
-		s.mu.Lock()
-		if s.preps[vm] == p {
-			delete(s.preps, vm)
-		}
-		s.mu.Unlock()
+		s.leave(vm, p)
 	}()
 }
 
@@ -153,47 +169,23 @@ func (s *Server) claim(ctx context.Context, vm vmpod.ID) (*machineKit, error) {
 		p.claimed = true
 		p.expire.Stop()
 		s.mu.Unlock()
-
+		if !mine { // it is being taken back
+			select {
+			case <-p.gone:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
 		select {
 		case <-p.done:
-		case <-ctx.Done():
-			if mine {
-				p.cancel()
-				<-p.done
-				return nil, errors.Join(context.Cause(ctx), s.finishClaim(vm, p, true))
-			}
-			return nil, context.Cause(ctx)
-		}
-		if mine {
 			return p.kit, s.finishClaim(vm, p, false)
-		}
-		// Someone else is discarding it: wait until it has left the table.
-		select {
-		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			p.cancel()
+			<-p.done
+			return nil, errors.Join(context.Cause(ctx), s.finishClaim(vm, p, true))
 		}
 	}
-}
-
-// takeBack reclaims what was left of vm by an earlier process. Who wants to
-// run a sandbox there meanwhile waits for it.
-func (s *Server) takeBack(vm vmpod.ID) error {
-	s.mu.Lock()
-	if s.preps[vm] != nil || s.runs[vm] != nil || s.known(vm) {
-		s.mu.Unlock()
-		return nil
-	}
-	p := &preparation{claimed: true, cancel: func() {}, done: make(chan struct{}), expire: time.NewTimer(time.Hour)}
-	s.preps[vm] = p
-	s.mu.Unlock()
-	defer p.expire.Stop()
-	close(p.done)
-	err := s.unmake(vm, nil)
-	s.mu.Lock()
-	delete(s.preps, vm)
-	s.mu.Unlock()
-	return err
 }
 
 func (s *Server) finishClaim(vm vmpod.ID, p *preparation, undo bool) error {
@@ -202,11 +194,7 @@ func (s *Server) finishClaim(vm vmpod.ID, p *preparation, undo bool) error {
 		err = s.unmake(vm, p.kit)
 	}
 	p.cancel()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.preps[vm] == p {
-		delete(s.preps, vm)
-	}
+	s.leave(vm, p)
 	return err
 }
 
@@ -215,8 +203,15 @@ func (s *Server) finishClaim(vm vmpod.ID, p *preparation, undo bool) error {
 // side. When it fails or ctx ends, all is taken back.
 func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z size, ports []netplugin.HostPort) (_ *machineKit, err error) {
 	start := time.Now()
-	if _, err := s.config.Driver.Open(ctx, vm); err == nil {
-		// No record knows it: left by a process whose notes are lost.
+	left, err := s.store.hasIntent(vm) // what could not be taken back yet
+	if err != nil {
+		return nil, err
+	}
+	if !left { // no record knows it: of a process whose notes are lost
+		_, err := s.config.Driver.Open(ctx, vm)
+		left = err == nil
+	}
+	if left { // a disk that was in use, above all, must not get a second VM
 		if err := s.unmake(vm, nil); err != nil {
 			return nil, err
 		}
@@ -335,48 +330,4 @@ func step(what string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", what, err)
-}
-
-// unmake closes a kit's session and reclaims all that was made for vm. The
-// caller's cancellation does not stop it.
-func (s *Server) unmake(vm vmpod.ID, kit *machineKit) error {
-	if kit != nil && kit.link != nil {
-		kit.link.close(errors.New("its sandbox was given up"))
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), reclaimTimeout)
-	defer cancel()
-	return s.reclaim(ctx, vm)
-}
-
-// reclaim takes back everything that was ever made for vm, in the reverse
-// order of its making, however far that had come, and then drops the intent.
-// It may be called any number of times. While the machine cannot be removed,
-// its disks and its tap stay.
-func (s *Server) reclaim(ctx context.Context, vm vmpod.ID) error {
-	key := vm.String()
-	if err := failpoint.Err(failpoint.ReclaimBegun); err != nil {
-		return err
-	}
-	m, err := s.config.Driver.Open(ctx, vm)
-	if err == nil {
-		err = m.Remove(ctx)
-	}
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove pod VM %s: %w", vm, err)
-	}
-	failpoint.Hit(failpoint.ReclaimMachineRemoved)
-	err = errors.Join(
-		step("detach the network of "+key, s.config.Network.Detach(ctx, key)),
-		step("release the images of "+key, s.config.Images.Release(ctx, key)),
-		step("remove the ephemeral disk of "+key, s.config.Ephemeral.Remove(ctx, key)),
-	)
-	if err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.ReclaimPartsRemoved)
-	if err := s.store.dropIntent(vm); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.ReclaimIntentDropped)
-	return nil
 }

@@ -101,6 +101,7 @@ type Server struct {
 	preps map[vmpod.ID]*preparation
 	runs  map[vmpod.ID]*flight
 	hints map[string]*vmpod.Hint // by pod UID
+	owed  map[vmpod.ID]bool      // what is still to be taken back
 
 	grpcMu sync.Mutex
 	grpc   []*grpc.Server
@@ -137,6 +138,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},
 		hints:   map[string]*vmpod.Hint{},
+		owed:    map[vmpod.ID]bool{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.background.Go(s.keepRecording)

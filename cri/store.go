@@ -468,6 +468,15 @@ func (s *store) dropIntent(vm vmpod.ID) error {
 	})
 }
 
+// hasIntent says whether something made for vm may be left.
+func (s *store) hasIntent(vm vmpod.ID) (has bool, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		has = tx.Bucket(bucketIntents).Get([]byte(vm.String())) != nil
+		return nil
+	})
+	return has, err
+}
+
 func (s *store) intents() ([]intent, error) {
 	var out []intent
 	err := s.db.View(func(tx *bolt.Tx) error {

@@ -1,0 +1,116 @@
+package cri
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/vmpod"
+)
+
+func hintOf(uid string) vmpod.Hint {
+	return vmpod.Hint{Owner: vmpod.Owner{PodUID: uid, Namespace: "default", Name: "web"}, CPUs: 1, Memory: 256 * mib, EphemeralBytes: 1 << 30}
+}
+
+// What cannot be taken back now is tried again without another start.
+func TestReclaimIsTriedAgain(t *testing.T) {
+	for _, step := range []string{"remove", "detach"} {
+		t.Run(step, func(t *testing.T) {
+			h := newFakeHost()
+			s := serve(t, h, t.TempDir())
+			if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the pod is prepared", func() bool { return h.guest(podUID) != nil })
+			h.set(step, errors.New("not now"))
+			if err := s.Forget(t.Context(), podUID); err != nil {
+				t.Fatal(err)
+			}
+			vm := vmpod.ID{PodUID: podUID}
+			eventually(t, "taking it back has failed", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return s.owed[vm]
+			})
+			if owed, err := s.store.hasIntent(vm); err != nil || !owed {
+				t.Errorf("intent %v, %v: must stay until all is taken back", owed, err)
+			}
+			h.set(step, nil)
+			eventually(t, "all is taken back", func() bool { return len(h.left()) == 0 })
+			eventually(t, "nothing is owed", func() bool {
+				owed, err := s.store.hasIntent(vm)
+				return err == nil && !owed
+			})
+		})
+	}
+}
+
+// A sandbox never gets what is left of an earlier one, its disk above all.
+func TestSandboxWaitsForWhatIsLeft(t *testing.T) {
+	h := newFakeHost()
+	dir := t.TempDir()
+	s := serve(t, h, dir)
+	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pod is prepared", func() bool { return h.guest(podUID) != nil })
+	s.stop()
+	release := h.holdAt("detach")
+	s = serve(t, h, dir)
+	// At once: the start has only begun to take the preparation back.
+	ran := make(chan error, 1)
+	go func() {
+		_, err := s.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: podConfig(dir)})
+		ran <- err
+	}()
+	select {
+	case err := <-ran:
+		t.Errorf("RunPodSandbox did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	h.mu.Lock()
+	h.hold = map[string]chan struct{}{}
+	h.mu.Unlock()
+	release()
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.launches != 2 || len(h.disks) != 1 {
+		t.Errorf("%d launches, disks %v; want a second VM with a disk of its own", h.launches, h.disks)
+	}
+}
+
+// A hint that comes while the last start's preparation is being taken back is
+// worked on after that.
+func TestPrepareAfterTakingBack(t *testing.T) {
+	h := newFakeHost()
+	dir := t.TempDir()
+	s := serve(t, h, dir)
+	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pod is prepared", func() bool { return h.guest(podUID) != nil })
+	s.stop()
+	release := h.holdAt("remove")
+	s = serve(t, h, dir)
+	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	h.hold = map[string]chan struct{}{}
+	h.mu.Unlock()
+	release()
+	eventually(t, "the pod is prepared anew", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.launches == 2
+	})
+	if err := s.Forget(t.Context(), podUID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all is taken back", func() bool { return len(h.left()) == 0 })
+}
