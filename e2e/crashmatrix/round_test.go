@@ -61,10 +61,9 @@ func (r *round) run() {
 
 // clear takes what a failed round left out of the next one's way.
 func (r *round) clear() {
-	if r.node.cmd == nil {
-		if _, err := r.node.start(""); err != nil {
-			r.t.Fatal(err)
-		}
+	r.node.kill() // it may be armed, or dead
+	if _, err := r.node.start(""); err != nil {
+		r.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), rpcTimeout)
 	defer cancel()
@@ -101,11 +100,19 @@ func (r *round) once(op operation, act func(context.Context) error) error {
 func (r *round) crash(op operation, v visit, act, again func(context.Context) error) error {
 	res := result{visit: v, op: op}
 	err := r.cell(&res, act, again)
-	r.report(res)
-	if err == nil && !res.ok() {
-		err = errRound
+	return r.done(res, err)
+}
+
+// done reports a cell; err is what kept it from being looked at to its end.
+func (r *round) done(res result, err error) error {
+	if err != nil && res.retry == "" {
+		res.retry = err.Error()
 	}
-	return err
+	r.report(res)
+	if !res.ok() {
+		return errRound
+	}
+	return nil
 }
 
 func (r *round) cell(res *result, act, again func(context.Context) error) error {
@@ -238,15 +245,10 @@ func (r *round) recovers() error {
 	}
 	if err := r.node.awaitDeath(v, patience); err != nil {
 		res.died = err.Error()
-		r.report(res)
-		return errRound
+		return r.done(res, nil)
 	}
 	err := r.comeBack(&res, func(context.Context) error { return nil })
-	r.report(res)
-	if err == nil && !res.ok() {
-		err = errRound
-	}
-	return err
+	return r.done(res, err)
 }
 
 // prepares is what the kubelet's admission does.
@@ -268,13 +270,21 @@ func (r *round) forgets() error {
 	if !crash {
 		return nil
 	}
-	r.intents[r.pod.key()] = true
+	ctx, cancel := context.WithTimeout(r.t.Context(), 3*patience)
+	defer cancel()
+	// What an earlier crash had prepared goes first, or the start would take
+	// it back and meet the point.
+	if err := r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil); err != nil {
+		return err
+	}
+	clear(r.intents)
+	if wrong := r.settle(ctx, false); len(wrong) > 0 {
+		return fmt.Errorf("a forgotten pod: %s", strings.Join(wrong, "; "))
+	}
 	if err := r.arm(v); err != nil {
 		return err
 	}
 	res := result{visit: v, op: forgetOp}
-	ctx, cancel := context.WithTimeout(r.t.Context(), 2*patience)
-	defer cancel()
 	if err := r.node.hint(ctx, "/prepare", r.pod.hint(r.image.ref)); err != nil {
 		return err
 	}
@@ -284,16 +294,10 @@ func (r *round) forgets() error {
 	_ = r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil) // the answer may come too late
 	if err := r.node.awaitDeath(v, patience); err != nil {
 		res.died = err.Error()
-		r.report(res)
-		return errRound
+		return r.done(res, nil)
 	}
-	clear(r.intents)
 	err := r.comeBack(&res, func(ctx context.Context) error { return r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil) })
-	r.report(res)
-	if err == nil && !res.ok() {
-		err = errRound
-	}
-	return err
+	return r.done(res, err)
 }
 
 // awaitPrepared waits until the daemon says that the VM is up.
