@@ -257,6 +257,9 @@ type streamRuntime struct{ *Server }
 // same as with other runtimes, and what nohup is made for.
 func (s streamRuntime) Exec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	e, err := s.startExec(ctx, containerID, cmd, tty, in != nil)
+	if err != nil && ctx.Err() != nil {
+		return nil // nobody is left to be told
+	}
 	if err != nil {
 		return err
 	}
@@ -273,7 +276,7 @@ func (s streamRuntime) Exec(ctx context.Context, containerID string, cmd []strin
 	outputs := copyOutputs(e.stdout, e.stderr, out, errOut)
 	code, err := e.wait(ctx)
 	if ctx.Err() != nil {
-		return nil // nobody is left to be told
+		return nil // as above
 	}
 	if err != nil {
 		return err
