@@ -30,7 +30,7 @@ type pace struct {
 }
 
 var defaultPace = pace{
-	look: 4 * time.Second, again: time.Second, answer: 3 * time.Second,
+	look: 4 * time.Second, again: time.Second, answer: 2 * time.Second,
 	quiet: 4 * time.Second, silent: 7 * time.Second, hung: 14 * time.Second,
 }
 
@@ -47,13 +47,18 @@ type glance struct {
 // that what the host's load does to a guest is no evidence against it.
 type pulse struct {
 	silence time.Duration
+	mute    bool // the VMM has not answered the last look
 }
 
 // take returns what is wrong with the VM, an empty reason if nothing is.
 // vmpod.ExitAgentHung is final.
 func (p *pulse) take(g glance, limits pace) (reason, message string) {
+	mute := p.mute
+	p.mute = g.status.State == vmpod.StateUnknown
 	switch {
-	case g.status.State == vmpod.StateUnknown:
+	case p.mute && !mute && g.status.Reason == vmpod.ReasonVMMNotResponding:
+		return "", "" // it may be on its way out: the next look tells
+	case p.mute:
 		return g.status.Reason, g.status.Message // no word about the guest
 	case g.answered:
 		p.silence = 0
@@ -174,7 +179,7 @@ func (p *pod) askAgent(answered chan<- struct{}) {
 // VMM in vain, and to whoever has asked for faults.
 func (p *pod) judge(beat *pulse, g glance, old vmpod.Fault, limits pace) vmpod.Fault {
 	reason, message := beat.take(g, limits)
-	if g.status.State == vmpod.StateUnknown {
+	if g.status.State == vmpod.StateUnknown && reason != "" {
 		p.link.hold(fmt.Errorf("the pod's VM does not answer (%s): %s", reason, message))
 	} else {
 		p.link.release()

@@ -32,6 +32,7 @@ func TestPulse(t *testing.T) {
 		"owes":    {status: running, could: 2 * time.Second},        // had the host to itself
 		"starved": {status: running, could: 100 * time.Millisecond}, // waited for a CPU
 		"stopped": {status: vmpod.Status{State: vmpod.StateUnknown, Reason: vmpod.ReasonVMMStopped}, could: 2 * time.Second},
+		"mute":    {status: vmpod.Status{State: vmpod.StateUnknown, Reason: vmpod.ReasonVMMNotResponding}},
 		"full":    {status: vmpod.Status{State: vmpod.StateRunning, Reason: vmpod.ReasonHostDiskFull}, answered: true, could: 2 * time.Second},
 	}
 	for _, tc := range []struct{ story, end string }{
@@ -46,6 +47,9 @@ func TestPulse(t *testing.T) {
 		{"owes*7", "AgentHung"},
 		{"starved*60", ""},             // two minutes of a crowded host
 		{"starved*100", "AgentSilent"}, // ten seconds of CPU are enough for any guest
+		{"well stopped", "VMMStopped"},
+		{"well mute", ""}, // a VMM that is ending
+		{"well mute mute", "VMMNotResponding"},
 		{"owes*6 stopped*100", "VMMStopped"},
 		{"owes*3 stopped*100 owes", "AgentSilent"},
 		{"stopped*100 owes", ""},
