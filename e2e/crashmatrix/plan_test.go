@@ -46,7 +46,7 @@ func at(points ...fp.Point) []visit {
 // the short form's.
 var plan = map[operation][]visit{
 	pullImage: append(at(fp.PullDiskRecorded, fp.PullLeased, fp.PullManifest, fp.PullLayer, fp.PullLinked, fp.PullBuilt, fp.PullNamed, fp.PullUnleased),
-		visit{fp.PullLayer, 2}, visit{fp.PullNamed, 2}),
+		visit{fp.PullLayer, 2}),
 	recoverOp:       at(fp.EraseDirHalf, fp.ReclaimMachineRemoved, fp.DetachTap, fp.DiskErased),
 	prepareOp:       at(fp.LaunchStarted, fp.RunIntentRecorded, fp.AttachTapMade, fp.DiskFormatted, fp.LaunchDirMade, fp.LaunchRecorded, fp.LaunchMonitored, fp.LaunchContinued, fp.RunAgentAnswered),
 	forgetOp:        at(fp.DetachTap, fp.ReclaimBegun, fp.EraseSockets, fp.DiskErased, fp.HoldErased, fp.ReclaimIntentDropped),

@@ -116,7 +116,7 @@ const (
 	PullLinked       Point = "image/pull/layers-linked"
 	PullBuilt        Point = "image/pull/disk-built"
 	PullDiskRecorded Point = "image/pull/disk-recorded"
-	PullNamed        Point = "image/pull/name-recorded"
+	PullNamed        Point = "image/pull/names-recorded"
 	PullUnleased     Point = "image/pull/lease-ended"
 	HoldRecorded     Point = "image/hold/recorded"
 	HoldErased       Point = "image/hold/erased"

@@ -167,12 +167,18 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 	if r.tag != "" {
 		names = append(names, r.String())
 	}
-	for _, name := range names {
-		if err := s.record(ctx, name, root, got.id()); err != nil {
-			return storage.Image{}, err
+	err = s.atOnce(ctx, func(ctx context.Context) error {
+		for _, name := range names {
+			if err := s.record(ctx, name, root, got.id()); err != nil {
+				return err
+			}
 		}
-		failpoint.Hit(failpoint.PullNamed)
+		return nil
+	})
+	if err != nil {
+		return storage.Image{}, err
 	}
+	failpoint.Hit(failpoint.PullNamed)
 	records, err := s.records(ctx)
 	if err != nil {
 		return storage.Image{}, err

@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
@@ -314,6 +315,13 @@ func (s *Store) List(ctx context.Context) ([]storage.Image, error) {
 	return list, nil
 }
 
+// atOnce makes one transaction of what change does to the metadata with the
+// context that it is given: an image has all of its names or none, or removing
+// it by one of them could not be repeated.
+func (s *Store) atOnce(ctx context.Context, change func(context.Context) error) error {
+	return s.meta.Update(func(tx *bolt.Tx) error { return change(boltutil.WithTransaction(ctx, tx)) })
+}
+
 // Remove implements storage.Images.
 func (s *Store) Remove(ctx context.Context, ref string) error {
 	ctx = s.in(ctx)
@@ -329,10 +337,16 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	for _, rec := range records[id] {
-		if err := s.images.Delete(ctx, rec.Name); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("remove image %s: %w", rec.Name, err)
+	err = s.atOnce(ctx, func(ctx context.Context) error {
+		for _, rec := range records[id] {
+			if err := s.images.Delete(ctx, rec.Name); err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("remove image %s: %w", rec.Name, err)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	failpoint.Hit(failpoint.ImageUnnamed)
 	s.mu.Lock()
