@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // Version says who answers.
@@ -45,14 +47,19 @@ func condition(typ, reason string, err error) *runtimeapi.RuntimeCondition {
 	return &runtimeapi.RuntimeCondition{Type: typ, Status: true}
 }
 
-// runtimeReady asks the hypervisor for its list: it answers, or pods cannot be
-// run.
+// runtimeReady asks the hypervisor for its list, and for what it needs: it
+// answers, or pods cannot be run.
 func (s *Server) runtimeReady(ctx context.Context) error {
 	if s.ctx.Err() != nil {
 		return errServerClosed
 	}
-	_, err := s.config.Driver.List(ctx)
-	return err
+	if _, err := s.config.Driver.List(ctx); err != nil {
+		return err
+	}
+	if c, ok := s.config.Driver.(vmpod.Checker); ok {
+		return c.Ready(ctx)
+	}
+	return nil
 }
 
 // RuntimeConfig tells the kubelet which cgroup driver to think in. Containers

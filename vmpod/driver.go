@@ -63,6 +63,12 @@ type Plugger interface {
 	Unplug(ctx context.Context, id string) error
 }
 
+// A Checker is a Driver that can tell whether it could launch now. The error
+// says what is missing and the cure. It is asked every few seconds.
+type Checker interface {
+	Ready(ctx context.Context) error
+}
+
 // A Meter is a Machine whose use of the host can be read.
 type Meter interface {
 	Usage(ctx context.Context) (Usage, error)

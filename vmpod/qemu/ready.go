@@ -1,0 +1,30 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/containerd/errdefs"
+)
+
+// Ready implements vmpod.Checker: what a launch needs is still there.
+func (d *Driver) Ready(context.Context) error {
+	if _, err := exec.LookPath(d.cfg.Binary); err != nil {
+		return fmt.Errorf("QEMU cannot be run (%v): install it or set its path: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	for what, path := range map[string]string{"kernel": d.cfg.Guest.Kernel, "initramfs": d.cfg.Guest.Initrd} {
+		if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
+			return fmt.Errorf("the guest's %s is not at %s: lay the guest image out again (make guest): %w", what, path, errdefs.ErrFailedPrecondition)
+		}
+	}
+	if d.accel != AcceleratorKVM {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("KVM was usable and is not any more (%v): load its module again: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return f.Close()
+}
