@@ -61,9 +61,8 @@ func TestShares(t *testing.T) {
 		t.Skip(err)
 	}
 	dir := sharedTree(t)
-	allow := func(c *Config) { c.HostDirectories = []vmpod.HostDirectory{{Path: dir}} }
 	cfg := testConfig(t)
-	allow(&cfg)
+	cfg.HostDirectories = []vmpod.HostDirectory{{Path: dir}}
 	d := newDriver(t, cfg)
 	t.Cleanup(func() { d.Close(); removeTestCgroups(d) })
 	launched, err := d.Launch(t.Context(), smallSpec("share-a1a1"))
@@ -87,34 +86,15 @@ func TestShares(t *testing.T) {
 	plug(vmpod.Share{ID: "follow", Path: dir, Follow: true})
 	plug(vmpod.Share{ID: "file", Path: filepath.Join(dir, "file"), ReadOnly: true})
 
-	for _, c := range []struct{ ask, want string }{
-		{"first /share/rw/file", "host"},
-		{"first /share/rw/inner/file", "host"},
-		{"put /share/rw/new guest", "ok"},
-		{"put /share/ro/no x", "failed"},
-		{"put /share/ro/inner/yes guest", "ok"},
-		{"put /share/rro/no x", "failed"},
-		{"put /share/rro/inner/no x", "failed"},
-		{"list /share/file", "file"},
-		{"first /share/file/file", "host"},
-		{"put /share/file/file x", "failed"},
-		{"put /share/file/other x", "failed"},
-		{"device /share/rw/null", "failed"},
-	} {
-		if got := k.Ask(c.ask); got != c.want {
-			t.Errorf("%s: %q, want %q", c.ask, got, c.want)
-		}
-	}
-	if b, err := os.ReadFile(filepath.Join(dir, "new")); err != nil || string(b) != "guest\n" {
-		t.Errorf("what the guest wrote: %q, %v", b, err)
-	}
-	mountTmpfs(t, filepath.Join(dir, "late"))
-	if err := os.WriteFile(filepath.Join(dir, "late/file"), []byte("late\n"), 0o644); err != nil {
+	lookAtShares(t, k, dir)
+	// Memory that comes later is the server's to reach as well.
+	if err := m.Grow(t.Context(), 0, 256<<20); err != nil {
 		t.Fatal(err)
 	}
-	k.AskUntil("first /share/follow/late/file", func(a string) bool { return a == "late" })
-	if got := k.Ask("list /share/rw/late"); got != "" {
-		t.Errorf("a mount that came later is seen by a guest that does not follow: %q", got)
+	k.Ask("online")
+	k.AskUntil("fill 160", func(a string) bool { return a == "ok" })
+	if got := k.Ask("put /share/rw/grown guest") + k.Ask("first /share/rw/grown"); got != "okguest" {
+		t.Errorf("in a guest that has grown: %q", got)
 	}
 	refuseShares(t, m, dir)
 
@@ -149,6 +129,40 @@ func TestShares(t *testing.T) {
 	}
 	if left := leftovers(t, cfg); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// lookAtShares reads and writes on one side what the other side sees.
+func lookAtShares(t *testing.T, k *vmpodtest.Talk, dir string) {
+	t.Helper()
+	for _, c := range []struct{ ask, want string }{
+		{"first /share/rw/file", "host"},
+		{"first /share/rw/inner/file", "host"},
+		{"put /share/rw/new guest", "ok"},
+		{"put /share/ro/no x", "failed"},
+		{"put /share/ro/inner/yes guest", "ok"},
+		{"put /share/rro/no x", "failed"},
+		{"put /share/rro/inner/no x", "failed"},
+		{"list /share/file", "file"},
+		{"first /share/file/file", "host"},
+		{"put /share/file/file x", "failed"},
+		{"put /share/file/other x", "failed"},
+		{"device /share/rw/null", "failed"},
+	} {
+		if got := k.Ask(c.ask); got != c.want {
+			t.Errorf("%s: %q, want %q", c.ask, got, c.want)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "new")); err != nil || string(b) != "guest\n" {
+		t.Errorf("what the guest wrote: %q, %v", b, err)
+	}
+	mountTmpfs(t, filepath.Join(dir, "late"))
+	if err := os.WriteFile(filepath.Join(dir, "late/file"), []byte("late\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	k.AskUntil("first /share/follow/late/file", func(a string) bool { return a == "late" })
+	if got := k.Ask("list /share/rw/late"); got != "" {
+		t.Errorf("a mount that came later is seen by a guest that does not follow: %q", got)
 	}
 }
 
