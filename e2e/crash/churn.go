@@ -13,9 +13,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// churnLimit is how long a pod may take to be what it should be, kills and
-// all.
-const churnLimit = 4 * time.Minute
+// churnLimit is how long a pod may take to be what it should be once nobody
+// kills any more: each kill undoes a VM that has not booted yet, which on a
+// slow machine is every one.
+const churnLimit = 3 * time.Minute
 
 // A churner makes pods, uses them and deletes them, one at a time.
 type churner struct {
@@ -27,6 +28,13 @@ type churner struct {
 
 // churn goes on until stop is closed, and then ends the pod it is at.
 func (h *churner) churn(ctx context.Context, stop <-chan struct{}) {
+	whole := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		<-stop
+		time.AfterFunc(churnLimit, func() { cancel(fmt.Errorf("%s after the last kill", churnLimit)) })
+	}()
 	for {
 		select {
 		case <-stop:
@@ -45,16 +53,15 @@ func (h *churner) churn(ctx context.Context, stop <-chan struct{}) {
 		default:
 			err = h.used(ctx, name)
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && whole.Err() == nil {
 			h.f.add("churn", "pod %s: %v", name, err)
+			_ = h.remove(whole, name, 0)
 		}
 	}
 }
 
 // used is a pod that becomes ready, is used, and is deleted.
 func (h *churner) used(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, churnLimit)
-	defer cancel()
 	if err := h.create(ctx, name, func(*corev1.PodSpec) {}); err != nil {
 		return err
 	}
@@ -92,8 +99,6 @@ const jobLines = 30
 // job is a pod that ends by itself. That it ended well, and all that it said,
 // must be known, though spherelet may have been away just then.
 func (h *churner) job(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, churnLimit)
-	defer cancel()
 	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do i=$((i+1)); echo "line $i"; done; sleep %d; echo "end $i"`, jobLines, h.rng.IntN(3))
 	err := h.create(ctx, name, func(s *corev1.PodSpec) {
 		s.RestartPolicy = corev1.RestartPolicyNever
@@ -129,8 +134,6 @@ func (h *churner) job(ctx context.Context, name string) error {
 
 // early is a pod that is deleted while it is being made.
 func (h *churner) early(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, churnLimit)
-	defer cancel()
 	if err := h.create(ctx, name, func(*corev1.PodSpec) {}); err != nil {
 		return err
 	}
@@ -172,7 +175,7 @@ func (h *churner) remove(ctx context.Context, name string, grace int64) error {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("deleted with a grace of %d s, and still there after %s", grace, churnLimit)
+			return fmt.Errorf("deleted with a grace of %d s, and still there %w", grace, context.Cause(ctx))
 		}
 	}
 }

@@ -31,7 +31,7 @@ const (
 	earlyOneIn = 5
 	// checkTime is what the checks after the last kill may need of the run's
 	// time.
-	checkTime = 5 * time.Minute
+	checkTime = 6 * time.Minute
 	// settleLimit is how long what was half made may stay after the last
 	// kill: spherelet leaves what it does not know alone for a minute.
 	settleLimit = 150 * time.Second

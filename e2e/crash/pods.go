@@ -153,7 +153,7 @@ func (c *client) awaitPod(ctx context.Context, name, what string, is func(*corev
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("waited for pod %s %s: phase %s, %+v", name, what, p.Status.Phase, p.Status.ContainerStatuses)
+			return nil, fmt.Errorf("waited for pod %s %s: phase %s, %+v: %w", name, what, p.Status.Phase, p.Status.ContainerStatuses, context.Cause(ctx))
 		}
 	}
 }

@@ -16,7 +16,8 @@ import (
 
 const (
 	// poll is the pause between two looks, and with it how exact times are.
-	poll = 20 * time.Millisecond
+	// More looks would cost those who are looked at what they need themselves.
+	poll = 100 * time.Millisecond
 	// backLimit is when a spherelet that is not back is given up.
 	backLimit = 2 * time.Minute
 )
