@@ -37,3 +37,6 @@ func (l Limits) withDefaults() Limits {
 	}
 	return l
 }
+
+// MaxLayers is how many layers an image may have.
+func (l Limits) MaxLayers() int { return l.withDefaults().Layers }

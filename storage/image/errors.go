@@ -48,6 +48,9 @@ func (s *Store) explainPull(ctx context.Context, r ref, authenticated bool, err 
 		return explainStatus(r, authenticated, status)
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return denied(r, authenticated, err)
+	case errdefs.IsNotFound(err) && strings.Contains(err.Error(), "byte manifest for"): // containerd's resolver has no other sign
+		return classed(errdefs.ErrFailedPrecondition,
+			"image %s cannot be used: its manifest may have %d bytes, and has more: build it with fewer layers and annotations: %v", r, MaxManifest, err)
 	case errdefs.IsNotFound(err):
 		return classed(errdefs.ErrNotFound,
 			"image %s does not exist at registry %s: check its name and tag (or its digest): %v", r, r.host(), err)

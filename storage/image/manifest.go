@@ -133,6 +133,9 @@ func (p *puller) config(ctx context.Context, m *manifest) error {
 	if !images.IsConfigType(m.Config.MediaType) {
 		return p.nonsense("its config is of type %.100q, so it is an artifact of another kind", m.Config.MediaType)
 	}
+	if most := p.store.limits.MaxLayers(); len(m.Layers) > most {
+		return p.refuse("it has %d layers, and may have %d: build it with fewer", len(m.Layers), most)
+	}
 	for _, layer := range m.Layers {
 		if !images.IsLayerType(layer.MediaType) {
 			return p.refuse("a layer is of type %.100q, and only tar layers can be unpacked", layer.MediaType)

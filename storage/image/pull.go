@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"time"
 
@@ -303,7 +304,7 @@ func (p *puller) layers(ctx context.Context, m *manifest) error {
 		}
 		if _, twice := missing[layer.Digest]; !here && !twice {
 			missing[layer.Digest] = layer
-			total += layer.Size
+			total += min(layer.Size, math.MaxInt64-total) // sizes are the registry's words
 		}
 	}
 	if err := p.store.checkSpace(p.ref, total); err != nil {
