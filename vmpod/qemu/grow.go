@@ -33,7 +33,8 @@ const (
 func (c Config) room(s vmpod.Spec) (cpus int, memory int64) {
 	cpus = max(s.CPUs, min(s.CPUs+max(reserveCPUs, s.CPUs), c.GrowCPUs, maxCPUs))
 	base := memoryMiB(s) << 20
-	memory = base + max(min(c.GrowMemory, maxGrown)-base, 0)/growStep*growStep
+	// Rounded up: who asks for the whole host is not to miss it by a step.
+	memory = base + (max(min(c.GrowMemory, maxGrown)-base, 0)+growStep-1)/growStep*growStep
 	return cpus, memory
 }
 

@@ -19,13 +19,13 @@ func TestRoom(t *testing.T) {
 		wantCPUs   int
 		wantMemory int64
 	}{
-		"a few CPUs in reserve":       {Config{GrowCPUs: 64, GrowMemory: 8 * gib}, 1, 300 * mib, 1 + reserveCPUs, 8*gib - 8*gib%growStep},
+		"a few CPUs in reserve":       {Config{GrowCPUs: 64, GrowMemory: 8 * gib}, 1, 300 * mib, 1 + reserveCPUs, 8 * gib},
 		"as many again":               {Config{GrowCPUs: 64, GrowMemory: 8 * gib}, 8, 8 * gib, 16, 8 * gib},
 		"no more than the host":       {Config{GrowCPUs: 2, GrowMemory: gib}, 1, 512 * mib, 2, gib},
 		"launched larger":             {Config{GrowCPUs: 2, GrowMemory: gib}, 4, 2 * gib, 4, 2 * gib},
 		"no more than can be":         {Config{GrowCPUs: 512, GrowMemory: 16 << 40}, 200, gib, maxCPUs, maxGrown},
-		"whole steps beyond the RAM":  {Config{GrowCPUs: 1, GrowMemory: 310*mib + 5}, 1, 301 * mib, 1, 309 * mib},
-		"RAM that is no whole number": {Config{GrowCPUs: 1, GrowMemory: 400 * mib}, 1, 300*mib + 1, 1, 397 * mib},
+		"whole steps beyond the RAM":  {Config{GrowCPUs: 1, GrowMemory: 310*mib + 5}, 1, 301 * mib, 1, 313 * mib},
+		"RAM that is no whole number": {Config{GrowCPUs: 1, GrowMemory: 400 * mib}, 1, 300*mib + 1, 1, 401 * mib},
 	} {
 		cpus, memory := c.cfg.room(vmpod.Spec{CPUs: c.cpus, Memory: c.memory})
 		if cpus != c.wantCPUs || memory != c.wantMemory {
