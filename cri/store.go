@@ -311,7 +311,7 @@ func (s *store) addContainer(r *container) error {
 		return err
 	}
 	err = s.secrets.save(r)
-	failpoint.Hit(failpoint.CreateSecretsSaved)
+	failpoint.Hit(failpoint.CreateEnvironmentKept)
 	if err == nil {
 		err = s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketContainers, r.ID, r.withoutSecrets()) })
 	}

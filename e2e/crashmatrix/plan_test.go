@@ -51,7 +51,7 @@ var plan = map[operation][]visit{
 	prepareOp:       at(fp.LaunchStarted, fp.RunIntentRecorded, fp.AttachTapMade, fp.DiskFormatted, fp.LaunchDirMade, fp.LaunchRecorded, fp.LaunchMonitored, fp.LaunchContinued, fp.RunAgentAnswered),
 	forgetOp:        at(fp.DetachTap, fp.ReclaimBegun, fp.EraseSockets, fp.DiskErased, fp.HoldErased, fp.ReclaimIntentDropped),
 	runPod:          at(fp.RunGuestSetUp, fp.AttachRecorded, fp.AttachTapUp, fp.AttachFiltered, fp.RunNetworkAttached, fp.DiskLinked, fp.RunDiskMade, fp.LaunchDirHalf, fp.LaunchListening, fp.LaunchAccounted, fp.RunLaunched, fp.RunClaimed, fp.RunRecorded),
-	createContainer: at(fp.CreateAgentAnswered, fp.HoldRecorded, fp.PlugRecorded, fp.PlugNodeAdded, fp.PlugDeviceAdded, fp.CreateImageReady, fp.CreateVolumeAdded, fp.CreateVolumeNoted, fp.CreateSecretsSaved, fp.CreateRecorded),
+	createContainer: at(fp.CreateAgentAnswered, fp.HoldRecorded, fp.PlugRecorded, fp.PlugNodeAdded, fp.PlugDeviceAdded, fp.CreateImageReady, fp.CreateVolumeAdded, fp.CreateVolumeNoted, fp.CreateEnvironmentKept, fp.CreateRecorded),
 	startContainer:  at(fp.StartAgentAnswered, fp.StartLogOpen, fp.StartRecorded),
 	stopContainer:   at(fp.ExitLogsDrained, fp.StopSignalled, fp.ExitArrived, fp.ExitRecorded, fp.ExitAcknowledged),
 	removeContainer: at(fp.RemoveGuestRemoved, fp.RemoveKilled, fp.RemoveRecordErased, fp.RemoveErased),

@@ -17,12 +17,12 @@ const (
 
 // Points of CreateContainer.
 const (
-	CreateImageReady    Point = "cri/create/image-ready"
-	CreateVolumeAdded   Point = "cri/create/volume-added"
-	CreateVolumeNoted   Point = "cri/create/volume-recorded"
-	CreateAgentAnswered Point = "cri/create/agent-answered"
-	CreateSecretsSaved  Point = "cri/create/secrets-saved"
-	CreateRecorded      Point = "cri/create/container-recorded"
+	CreateImageReady      Point = "cri/create/image-ready"
+	CreateVolumeAdded     Point = "cri/create/volume-added"
+	CreateVolumeNoted     Point = "cri/create/volume-recorded"
+	CreateAgentAnswered   Point = "cri/create/agent-answered"
+	CreateEnvironmentKept Point = "cri/create/environment-kept"
+	CreateRecorded        Point = "cri/create/container-recorded"
 )
 
 // Points of StartContainer.
@@ -134,7 +134,7 @@ var All = []Point{
 	LaunchDirHalf, LaunchDirMade, LaunchListening, LaunchStarted, LaunchRecorded, LaunchMonitored, LaunchAccounted, LaunchContinued,
 	RunLaunched, RunAgentAnswered, RunClaimed, RunGuestSetUp, RunRecorded,
 	HoldRecorded, PlugRecorded, PlugNodeAdded, PlugDeviceAdded,
-	CreateImageReady, CreateVolumeAdded, CreateVolumeNoted, CreateAgentAnswered, CreateSecretsSaved, CreateRecorded,
+	CreateImageReady, CreateVolumeAdded, CreateVolumeNoted, CreateAgentAnswered, CreateEnvironmentKept, CreateRecorded,
 	StartLogOpen, StartAgentAnswered, StartRecorded,
 	StopSignalled, ExitArrived, ExitLogsDrained, ExitRecorded, ExitAcknowledged,
 	RemoveKilled, RemoveGuestRemoved, RemoveRecordErased, RemoveErased,
