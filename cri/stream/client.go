@@ -18,7 +18,8 @@ func watchClients(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		h.ServeHTTP(&hijacker{w, cancel}, r.WithContext(ctx))
+		r, v5 := speakV5(r.WithContext(ctx))
+		h.ServeHTTP(&hijacker{w, cancel, v5}, r)
 	})
 }
 
@@ -27,6 +28,7 @@ func watchClients(h http.Handler) http.Handler {
 type hijacker struct {
 	http.ResponseWriter
 	gone func()
+	v5   *ending // nil: another protocol
 }
 
 var errNoHijack = errors.New("the connection cannot be taken over")
@@ -47,8 +49,12 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		conn.Close()
 		return nil, nil, err
 	}
-	w := &watchedConn{Conn: conn, gone: h.gone}
+	var w net.Conn = &watchedConn{Conn: conn, gone: h.gone}
 	r := io.MultiReader(bytes.NewReader(bytes.Clone(early)), w)
+	if h.v5 != nil {
+		v5 := &v5Conn{Conn: w, ending: h.v5, in: bytes.Clone(early)}
+		w, r = v5, v5
+	}
 	return w, bufio.NewReadWriter(bufio.NewReader(r), bufio.NewWriter(w)), nil
 }
 

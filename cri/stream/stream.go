@@ -69,7 +69,7 @@ func New(o Options, runtime streaming.Runtime, log *slog.Logger) (*Server, error
 		t.NextProtos = []string{"http/1.1"} // HTTP/2 knows no upgrades
 		l = tls.NewListener(l, t)
 	}
-	inner, err := streaming.NewServer(config, runtime)
+	inner, err := streaming.NewServer(config, v5Runtime{runtime})
 	if err != nil {
 		l.Close()
 		return nil, err

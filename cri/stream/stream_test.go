@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -146,13 +147,13 @@ func upgrade(t *testing.T, url, protocol string, roots *tls.Config) httpstream.C
 }
 
 // overWebSocket: the first byte of each message is its channel's number.
-func overWebSocket(t *testing.T, url string, roots *tls.Config) *client {
+func overWebSocket(t *testing.T, url, version string, roots *tls.Config) *client {
 	t.Helper()
 	config, err := websocket.NewConfig(strings.Replace(url, "http", "ws", 1), "http://localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Protocol, config.TlsConfig = []string{remotecommand.StreamProtocolV4Name}, roots
+	config.Protocol, config.TlsConfig = []string{version}, roots
 	ws, err := config.DialContext(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -180,13 +181,17 @@ func overWebSocket(t *testing.T, url string, roots *tls.Config) *client {
 		}
 	}()
 	send := func(channel byte, p []byte) { ws.Write(append([]byte{channel}, p...)) }
-	return &client{
+	c := &client{
 		in:     writerFunc(func(p []byte) (int, error) { send(remotecommand.StreamStdIn, p); return len(p), nil }),
 		out:    out,
 		status: func() string { return <-ended },
 		resize: func(json string) { send(remotecommand.StreamResize, []byte(json)) },
 		leave:  func() { ws.Close() },
 	}
+	if version == remotecommand.StreamProtocolV5Name {
+		c.halfShut = func() { send(remotecommand.StreamClose, []byte{remotecommand.StreamStdIn}) }
+	}
+	return c
 }
 
 type writerFunc func([]byte) (int, error)
@@ -198,9 +203,11 @@ func protocols(t *testing.T, test func(t *testing.T, dial func(t *testing.T, url
 	t.Run("SPDY", func(t *testing.T) {
 		test(t, func(t *testing.T, url string, tty bool) *client { return overSPDY(t, url, tty, nil) })
 	})
-	t.Run("WebSocket", func(t *testing.T) {
-		test(t, func(t *testing.T, url string, _ bool) *client { return overWebSocket(t, url, nil) })
-	})
+	for _, version := range []string{remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV5Name} {
+		t.Run("WebSocket "+version, func(t *testing.T) {
+			test(t, func(t *testing.T, url string, _ bool) *client { return overWebSocket(t, url, version, nil) })
+		})
+	}
 }
 
 func (c *client) expect(t *testing.T, want string) {
@@ -228,9 +235,15 @@ func TestExec(t *testing.T) {
 		io.WriteString(c.in, "there and back")
 		c.expect(t, "there and back")
 		if c.halfShut != nil {
-			c.halfShut()
-			if rest, err := io.ReadAll(c.out); err != nil || len(rest) != 0 {
-				t.Errorf("after the end of stdin: %q, %v", rest, err)
+			last := strings.Repeat("all of it ", 20_000)
+			go func() {
+				for part := range slices.Chunk([]byte(last), 70_000) {
+					c.in.Write(part)
+				}
+				c.halfShut()
+			}()
+			if rest, err := io.ReadAll(c.out); err != nil || string(rest) != last {
+				t.Errorf("up to the end of stdin: %d bytes, want %d; %v", len(rest), len(last), err)
 			}
 			if got := c.status(); !strings.Contains(got, `"Success"`) {
 				t.Errorf("status %s", got)
@@ -315,7 +328,7 @@ func TestTLS(t *testing.T) {
 	if !strings.HasPrefix(url, "https://127.0.0.1:") {
 		t.Fatalf("URL %s", url)
 	}
-	for name, c := range map[string]*client{"SPDY": overSPDY(t, url, false, roots), "WebSocket": overWebSocket(t, s.url(t, "cat", false), roots)} {
+	for name, c := range map[string]*client{"SPDY": overSPDY(t, url, false, roots), "WebSocket": overWebSocket(t, s.url(t, "cat", false), remotecommand.StreamProtocolV5Name, roots)} {
 		io.WriteString(c.in, name)
 		c.expect(t, name)
 	}
