@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -140,7 +141,7 @@ func (m *Machine) serveShare(s vmpod.Share, allowed vmpod.HostDirectory) (*os.Fi
 	groups := m.proc.Cgroups
 	t := m.devices.with(s.ID, server)
 	m.mu.Unlock()
-	if err := enterCgroups(groups, server.PID); err != nil {
+	if err := accountServer(groups, server.PID); err != nil {
 		m.log.Warn("server of a share is not limited by cgroups", "share", s.Path, "err", err)
 	}
 	if err := m.setTable(t); err != nil {
@@ -150,6 +151,20 @@ func (m *Machine) serveShare(s vmpod.Share, allowed vmpod.HostDirectory) (*os.Fi
 	m.watchServer(shareEntry{Share: s, Server: &server})
 	m.log.Info("host directory is shared", "share", s.Path, "read_only", s.ReadOnly, "server", server.PID)
 	return conn, nil
+}
+
+// accountServer puts a server into the cgroups of its VM, and the child that it
+// may have made meanwhile: in the end that one serves.
+func accountServer(groups []string, pid int) error {
+	err := enterCgroups(groups, pid)
+	id := strconv.Itoa(pid)
+	children, _ := os.ReadFile("/proc/" + id + "/task/" + id + "/children") // not in every kernel
+	for _, child := range strings.Fields(string(children)) {
+		if n, cerr := strconv.Atoi(child); cerr == nil {
+			err = errors.Join(err, enterCgroups(groups, n))
+		}
+	}
+	return err
 }
 
 // with returns the table with the server of a share.

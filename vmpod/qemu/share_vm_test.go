@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,6 +99,7 @@ func TestShares(t *testing.T) {
 		t.Errorf("in a guest that has grown: %q", got)
 	}
 	refuseShares(t, m, dir)
+	testServersCgroup(t, m)
 
 	// The next driver adopts them, and takes one back.
 	k.Close()
@@ -163,6 +166,23 @@ func lookAtShares(t *testing.T, k *vmpodtest.Talk, dir string) {
 	k.AskUntil("first /share/follow/late/file", func(a string) bool { return a == "late" })
 	if got := k.Ask("list /share/rw/late"); got != "" {
 		t.Errorf("a mount that came later is seen by a guest that does not follow: %q", got)
+	}
+}
+
+// testServersCgroup: what serves a VM is counted as the VM's.
+func testServersCgroup(t *testing.T, m *Machine) {
+	t.Helper()
+	if len(m.proc.Cgroups) == 0 {
+		return
+	}
+	for _, s := range m.table().Shares {
+		pid := strconv.Itoa(s.Server.PID)
+		children, _ := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
+		for _, p := range append(strings.Fields(string(children)), pid) {
+			if b, err := os.ReadFile("/proc/" + p + "/cgroup"); err != nil || !strings.Contains(string(b), m.id.String()) {
+				t.Errorf("process %s of share %s is in %q, %v", p, s.ID, b, err)
+			}
+		}
 	}
 }
 
