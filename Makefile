@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash crash-matrix bench lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash crash-matrix fuzz bench lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -93,6 +93,15 @@ lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 
 bench: build ## measure; prints a table, writes build/bench.json
 	@$(GO) run ./cmd/bench -out build/bench.json
+
+FUZZTIME ?= 60s
+fuzz: ## native Go fuzzing of RPCs, images, guests and monitors (FUZZTIME=60s a target, FUZZ=regexp of targets)
+	@grep -rlE '^func Fuzz' --include=*_test.go cri storage vmpod | sort | while read -r file; do \
+		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]*)\(.*/\1/p' "$$file"); do \
+			[[ $$target =~ $(or $(FUZZ),.) ]] || continue; \
+			echo "=== $$target ($$(dirname "$$file"))"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 1 "./$$(dirname "$$file")" </dev/null; \
+		done; done
 
 critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)
 	@DEPS=critest deploy/deps.sh
