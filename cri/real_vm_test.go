@@ -497,6 +497,9 @@ func TestCrictl(t *testing.T) {
 	if got := crictl("through stdin", "exec", "-i", c, "cat"); got != "through stdin" {
 		t.Errorf("exec -i: %q", got)
 	}
+	if got := crictl("through a WebSocket", "exec", "-i", "--transport", "websocket", c, "cat"); got != "through a WebSocket" {
+		t.Errorf("exec -i over WebSocket: %q", got)
+	}
 	if got := crictl("", "exec", "--sync", c, "hostname"); got != "p" {
 		t.Errorf("exec --sync: %q", got)
 	}
