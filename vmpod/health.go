@@ -19,6 +19,8 @@ const (
 	// ReasonHostDiskFull and ReasonHostDiskError: the guest's disks fail.
 	ReasonHostDiskFull  = "HostDiskFull"
 	ReasonHostDiskError = "HostDiskError"
+	// ReasonHostDirectoryLost: the guest waits for a share that nobody serves.
+	ReasonHostDirectoryLost = "HostDirectoryLost"
 )
 
 // A Fault is something wrong with a pod's VM, or the end of one.

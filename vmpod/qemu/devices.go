@@ -110,7 +110,7 @@ type diskFaults struct {
 // describe returns a CamelCase reason and a sentence, empty without faults.
 func (f diskFaults) describe() (reason, message string) {
 	if f.share != "" {
-		return "HostDirectoryLost", fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
+		return vmpod.ReasonHostDirectoryLost, fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
 	}
 	if len(f.count) == 0 {
 		return "", ""

@@ -227,7 +227,7 @@ func testLostServer(t *testing.T, m *Machine) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st.Reason == "HostDirectoryLost" && st.State == vmpod.StateRunning {
+		if st.Reason == vmpod.ReasonHostDirectoryLost && st.State == vmpod.StateRunning {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
