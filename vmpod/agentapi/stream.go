@@ -27,6 +27,7 @@ type Stream struct {
 
 	accepted bool          // guest side
 	records  *bufio.Writer // guest side, what Send keeps
+	incoming *bufio.Reader // host side, what receive has not taken yet
 }
 
 func newStream(raw *yamux.Stream, cause func() error) *Stream {
@@ -86,10 +87,21 @@ func (s *Stream) Finish(err error) error {
 // Send takes one record (guest side, LOGS and EXITS). It may wait for more
 // until Flush, so that many small records travel in one frame.
 func (s *Stream) Send(m proto.Message) error {
+	return s.explain(WriteMessage(s.buffered(), m))
+}
+
+// SendFrames is Send for records that are encoded already, each behind its
+// length as WriteMessage writes it.
+func (s *Stream) SendFrames(b []byte) error {
+	_, err := s.buffered().Write(b)
+	return s.explain(err)
+}
+
+func (s *Stream) buffered() *bufio.Writer {
 	if s.records == nil {
 		s.records = bufio.NewWriterSize(s.raw, MaxChunk)
 	}
-	return s.explain(WriteMessage(s.records, m))
+	return s.records
 }
 
 // Flush sends what Send has kept.
@@ -113,7 +125,10 @@ func (s *Stream) Gone() <-chan struct{} {
 
 // receive reads one record (host side).
 func (s *Stream) receive(m proto.Message) error {
-	err := ReadMessage(s.raw, m)
+	if s.incoming == nil {
+		s.incoming = bufio.NewReaderSize(s.raw, 32<<10)
+	}
+	err := ReadMessage(s.incoming, m)
 	if err == io.EOF {
 		if c := s.cause(); c != nil {
 			return errBroken(c)

@@ -1,11 +1,9 @@
 package podinit
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,6 +35,7 @@ type logJournal struct {
 	limit int64 // bytes that may wait for acknowledgement
 	segsz int64
 
+	writing  sync.Mutex // one writer at a time: its numbers are not yet taken
 	mu       sync.Mutex
 	segments []*segment // oldest first; the last one grows
 	next     uint64     // offset of the next record
@@ -67,6 +66,8 @@ func newLogJournal(dir string) (*logJournal, error) {
 // append numbers the records and writes them in one go. It waits while too
 // much is unacknowledged, unless the journal is closed.
 func (j *logJournal) append(records ...*agentapi.LogRecord) error {
+	j.writing.Lock() // also while mu is given up to wait
+	defer j.writing.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.bytes >= j.limit && !j.closed {
@@ -76,11 +77,11 @@ func (j *logJournal) append(records ...*agentapi.LogRecord) error {
 		return os.ErrClosed
 	}
 	var buf []byte
-	first := j.next
+	first, next, eof := j.next, j.next, j.eof
 	for _, rec := range records {
-		rec.Offset = j.next
-		j.next++
-		j.eof = j.eof || rec.Eof
+		rec.Offset = next
+		next++
+		eof = eof || rec.Eof
 		at := len(buf)
 		buf = append(buf, 0, 0, 0, 0)
 		var err error
@@ -93,8 +94,10 @@ func (j *logJournal) append(records ...*agentapi.LogRecord) error {
 	if err != nil {
 		return err
 	}
+	// Only now, so that a segment's records are numbered without a gap.
+	j.next, j.eof = next, eof
 	seg.size += int64(len(buf))
-	seg.last = first + uint64(len(records)) - 1
+	seg.last = next - 1
 	j.bytes += int64(len(buf))
 	j.wake()
 	return nil
@@ -214,17 +217,16 @@ func (j *logJournal) close() {
 
 // follow calls each with every record from an offset on (0: the oldest kept),
 // as they come, and idle before it waits for more, until the one with eof, or
-// until stop is closed. An offset
+// until stop is closed. A record is given as it lies in the file, which is as
+// it travels: its length, then itself; several may come in one call. An offset
 // that is already dropped is ErrOutOfRange; the oldest one kept is in it.
-func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agentapi.LogRecord) error, idle func() error) error {
-	var seg *segment
-	var pos int64
-	defer func() { j.release(seg) }()
+func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(frames []byte) error, idle func() error) error {
+	var at logPlace
+	defer func() { j.release(at.seg) }()
+	buf := make([]byte, readAhead)
 	for {
-		var size int64
-		var wait <-chan struct{}
-		var err error
-		if seg, pos, size, wait, err = j.locate(seg, pos, from); err != nil {
+		size, wait, err := j.locate(&at, from)
+		if err != nil {
 			return err
 		}
 		if wait != nil {
@@ -238,54 +240,88 @@ func (j *logJournal) follow(from uint64, stop <-chan struct{}, each func(*agenta
 				return nil
 			}
 		}
-		r := bufio.NewReaderSize(io.NewSectionReader(seg.f, pos, size-pos), 64<<10)
-		for pos < size {
-			rec := &agentapi.LogRecord{}
-			n, err := readRecord(r, rec)
-			if err != nil {
+		n, err := at.seg.f.ReadAt(buf[:min(int64(len(buf)), size-at.pos)], at.pos)
+		if err != nil {
+			return fmt.Errorf("log journal: %w", err)
+		}
+		skip, used := at.count(buf[:n], from)
+		if used == 0 {
+			return fmt.Errorf("log journal: a record of more than %d bytes: %w", readAhead, errdefs.ErrInternal)
+		}
+		if skip < used {
+			if err := each(buf[skip:used]); err != nil {
 				return err
 			}
-			pos += n
-			if rec.Offset < from {
-				continue
-			}
-			if err := each(rec); err != nil {
-				return err
-			}
-			from = rec.Offset + 1
-			if rec.Eof {
-				return idle()
-			}
+			from = at.next
+		}
+		if j.over(at.next) {
+			return idle()
 		}
 	}
 }
 
-// locate finds where the next record is to be read: the segment, the position
-// in it and its size now, or a channel to wait on.
-func (j *logJournal) locate(seg *segment, pos int64, from uint64) (*segment, int64, int64, <-chan struct{}, error) {
+// readAhead holds any record: a line of agentapi.MaxLine and what is about it.
+const readAhead = 64 << 10
+
+// A logPlace is where a reader of a journal is.
+type logPlace struct {
+	seg  *segment
+	pos  int64  // in the file
+	next uint64 // offset of the record there
+}
+
+// count moves the place over the whole records in b, which was read there, and
+// returns where in b those from an offset on begin, and where the last ends.
+func (p *logPlace) count(b []byte, from uint64) (skip, used int) {
+	for len(b)-used >= 4 {
+		n := 4 + int(binary.BigEndian.Uint32(b[used:]))
+		if n > len(b)-used {
+			break
+		}
+		used += n
+		if p.next < from {
+			skip = used
+		}
+		p.next++
+	}
+	p.pos += int64(used)
+	return skip, used
+}
+
+// over says whether the log has ended and next is behind its end.
+func (j *logJournal) over(next uint64) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.eof && next >= j.next
+}
+
+// locate moves at to where the next record is to be read and returns the size
+// of its segment now, or a channel to wait on.
+func (j *logJournal) locate(at *logPlace, from uint64) (int64, <-chan struct{}, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed {
-		return seg, pos, 0, nil, fmt.Errorf("the container was removed: %w", errdefs.ErrNotFound)
+		return 0, nil, fmt.Errorf("the container was removed: %w", errdefs.ErrNotFound)
 	}
-	if seg != nil && pos < seg.size {
-		return seg, pos, seg.size, nil, nil
+	if at.seg != nil && at.pos < at.seg.size {
+		return at.seg.size, nil, nil
 	}
 	for _, s := range j.segments {
-		if s == seg || s.last < from && from != 0 || s.size == 0 {
+		if s == at.seg || s.last < from && from != 0 || s.size == 0 {
 			continue
 		}
 		if s.first > from && from != 0 {
-			return seg, pos, 0, nil, fmt.Errorf("log record %d is gone, the oldest kept is %d: %w", from, s.first, errdefs.ErrOutOfRange)
+			return 0, nil, fmt.Errorf("log record %d is gone, the oldest kept is %d: %w", from, s.first, errdefs.ErrOutOfRange)
 		}
-		j.releaseLocked(seg)
+		j.releaseLocked(at.seg)
 		s.refs++
-		return s, 0, s.size, nil, nil
+		*at = logPlace{seg: s, next: s.first}
+		return s.size, nil, nil
 	}
-	if from != 0 && seg == nil && from <= j.acked && from < j.next {
-		return seg, pos, 0, nil, fmt.Errorf("log record %d is gone, the next is %d: %w", from, j.next, errdefs.ErrOutOfRange)
+	if from != 0 && at.seg == nil && from <= j.acked && from < j.next {
+		return 0, nil, fmt.Errorf("log record %d is gone, the next is %d: %w", from, j.next, errdefs.ErrOutOfRange)
 	}
-	return seg, pos, 0, j.changed, nil
+	return 0, j.changed, nil
 }
 
 func (j *logJournal) release(s *segment) {
@@ -302,19 +338,4 @@ func (j *logJournal) releaseLocked(s *segment) {
 	if s.refs == 0 && s.gone {
 		s.f.Close()
 	}
-}
-
-func readRecord(r io.Reader, rec *agentapi.LogRecord) (int64, error) {
-	var h [4]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, fmt.Errorf("log journal: %w", err)
-	}
-	b := make([]byte, binary.BigEndian.Uint32(h[:]))
-	if _, err := io.ReadFull(r, b); err != nil {
-		return 0, fmt.Errorf("log journal: %w", err)
-	}
-	if err := proto.Unmarshal(b, rec); err != nil {
-		return 0, fmt.Errorf("log journal: %w", err)
-	}
-	return int64(len(b)) + 4, nil
 }

@@ -43,24 +43,24 @@ func TestLogJournal(t *testing.T) {
 		j.append(&agentapi.LogRecord{Eof: true})
 	}()
 	var got []uint64
-	err := j.follow(0, nil, func(r *agentapi.LogRecord) error {
+	err := j.follow(0, nil, records(func(r *agentapi.LogRecord) error {
 		if !r.Eof && string(r.Line) != fmt.Sprintf("line %03d", r.Offset) {
 			t.Errorf("record %d is %q", r.Offset, r.Line)
 		}
 		got = append(got, r.Offset)
 		return nil
-	}, noIdle)
+	}), noIdle)
 	if err != nil || len(got) != n+1 || !slices.IsSorted(got) {
 		t.Fatalf("%d records, %v", len(got), err)
 	}
 	for _, from := range []uint64{1, 17, n, n + 1} {
 		first := uint64(0)
-		err := j.follow(from, nil, func(r *agentapi.LogRecord) error {
+		err := j.follow(from, nil, records(func(r *agentapi.LogRecord) error {
 			if first == 0 {
 				first = r.Offset
 			}
 			return nil
-		}, noIdle)
+		}), noIdle)
 		if err != nil || first != from {
 			t.Errorf("from %d: began at %d, %v", from, first, err)
 		}
@@ -70,12 +70,12 @@ func TestLogJournal(t *testing.T) {
 	if len(j.segments) >= before {
 		t.Error("acknowledging dropped nothing")
 	}
-	if err := j.follow(1, nil, func(*agentapi.LogRecord) error { return nil }, noIdle); !errdefs.IsOutOfRange(err) {
+	if err := j.follow(1, nil, records(func(*agentapi.LogRecord) error { return nil }), noIdle); !errdefs.IsOutOfRange(err) {
 		t.Errorf("a dropped record: %v", err)
 	}
 	stopped := make(chan struct{})
 	close(stopped)
-	if err := j.follow(n+2, stopped, func(*agentapi.LogRecord) error { return errors.New("a record from nowhere") }, noIdle); err != nil {
+	if err := j.follow(n+2, stopped, records(func(*agentapi.LogRecord) error { return errors.New("a record from nowhere") }), noIdle); err != nil {
 		t.Error(err)
 	}
 }
@@ -100,11 +100,11 @@ func TestLogJournalBackPressure(t *testing.T) {
 		t.Fatalf("%d records were taken without an acknowledgement", n)
 	}
 	n := 0
-	err := j.follow(1, nil, func(r *agentapi.LogRecord) error {
+	err := j.follow(1, nil, records(func(r *agentapi.LogRecord) error {
 		n++
 		j.ack(r.Offset)
 		return nil
-	}, noIdle)
+	}), noIdle)
 	if err != nil || n != 401 {
 		t.Errorf("%d records, %v", n, err)
 	}
@@ -117,7 +117,7 @@ func TestLogJournalCloses(t *testing.T) {
 	j := testJournal(t)
 	j.append(line("one"))
 	ended := make(chan error)
-	go func() { ended <- j.follow(2, nil, func(*agentapi.LogRecord) error { return nil }, noIdle) }()
+	go func() { ended <- j.follow(2, nil, records(func(*agentapi.LogRecord) error { return nil }), noIdle) }()
 	time.Sleep(10 * time.Millisecond)
 	j.close()
 	if err := <-ended; !errdefs.IsNotFound(err) {
@@ -125,6 +125,22 @@ func TestLogJournalCloses(t *testing.T) {
 	}
 	if j.append(line("two")) == nil {
 		t.Error("a closed journal took a record")
+	}
+}
+
+// records decodes what follow gives.
+func records(each func(*agentapi.LogRecord) error) func([]byte) error {
+	return func(frames []byte) error {
+		for r := bytes.NewReader(frames); r.Len() > 0; {
+			rec := &agentapi.LogRecord{}
+			if err := agentapi.ReadMessage(r, rec); err != nil {
+				return err
+			}
+			if err := each(rec); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 }
 
@@ -219,7 +235,7 @@ func TestLogJournalOnAFullDisk(t *testing.T) {
 		j.append(&agentapi.LogRecord{Eof: true})
 	}()
 	next := uint64(1)
-	err = j.follow(0, nil, func(r *agentapi.LogRecord) error {
+	err = j.follow(0, nil, records(func(r *agentapi.LogRecord) error {
 		if r.Offset != next || !r.Eof && string(r.Line) != long {
 			t.Fatalf("record %d comes where %d should", r.Offset, next)
 		}
@@ -233,7 +249,7 @@ func TestLogJournalOnAFullDisk(t *testing.T) {
 			j.ack(r.Offset)
 		}
 		return nil
-	}, noIdle)
+	}), noIdle)
 	if err != nil || next != n+2 {
 		t.Errorf("%d of %d records, %v", next-1, n+1, err)
 	}

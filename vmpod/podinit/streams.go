@@ -34,7 +34,7 @@ func (a *agent) ServeStream(ctx context.Context, h *agentapi.StreamHeader, s *ag
 			return err
 		}
 		_ = s.Accept()
-		return quiet(c.logs.follow(h.Offset, s.Gone(), func(r *agentapi.LogRecord) error { return s.Send(r) }, s.Flush))
+		return quiet(c.logs.follow(h.Offset, s.Gone(), s.SendFrames, s.Flush))
 	case agentapi.StreamHeader_EXITS:
 		_ = s.Accept()
 		return quiet(a.exits.follow(h.Offset, s.Gone(), func(r *agentapi.ExitRecord) error { return s.Send(r) }, s.Flush))
