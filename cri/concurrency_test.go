@@ -80,7 +80,7 @@ func TestPodsRunSideBySide(t *testing.T) {
 			hung := make(chan struct{})
 			go func() {
 				defer close(hung)
-				s.whole("hung", context.Background())
+				s.whole(context.Background(), "hung")
 			}()
 			time.Sleep(20 * time.Millisecond)
 			select {
@@ -116,7 +116,7 @@ func TestPodsRunSideBySide(t *testing.T) {
 }
 
 // whole leads a pod through its life; errors end it early, and it is removed.
-func (s *testServer) whole(uid string, ctx context.Context) {
+func (s *testServer) whole(ctx context.Context, uid string) {
 	r, err := s.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: podOfUID(s.dir, uid)})
 	if err != nil {
 		s.t.Error(err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -295,6 +294,6 @@ func TestWrongsAreForgotten(t *testing.T) {
 		}
 	}
 	if len(w) > maxWrongs {
-		t.Error(fmt.Sprintf("%d times are remembered", len(w)))
+		t.Errorf("%d times are remembered", len(w))
 	}
 }

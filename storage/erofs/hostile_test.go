@@ -34,7 +34,7 @@ func headers(t testing.TB, list ...tar.Header) []byte {
 
 // paxed is a file with one PAX record as it is, which Go's writer would refuse.
 func paxed(record string) []byte {
-	body := ""
+	var body string
 	for n := 0; ; n++ {
 		if body = fmt.Sprintf("%d %s\n", n, record); len(body) == n {
 			break

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -189,19 +188,6 @@ func peakOf(do func()) uint64 {
 	close(stop)
 	<-done
 	return peak - start
-}
-
-// filesOf lists what lies below dir.
-func filesOf(t *testing.T, dir string) (list []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		list = append(list, path)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return list
 }
 
 // TestForgedImages pulls images that no tool would make. Each is refused with
