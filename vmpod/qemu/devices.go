@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,16 +104,21 @@ func (t deviceTable) size() int { return len(t.Disks) + len(t.NICs) + len(t.Shar
 type diskFaults struct {
 	count map[string]int // by disk ID
 	last  string
-	full  bool   // one of them was for lack of space
+	full  bool // the last one was for lack of space
+	at    time.Time
 	share string // the host directory whose server has ended
 }
 
+// faultLasts is how long after its last error a disk is said to fail: a guest
+// whose writes fail goes on to write, and QEMU tells of that once a second.
+const faultLasts = time.Minute
+
 // describe returns a CamelCase reason and a sentence, empty without faults.
-func (f diskFaults) describe() (reason, message string) {
+func (f diskFaults) describe(now time.Time) (reason, message string) {
 	if f.share != "" {
 		return vmpod.ReasonHostDirectoryLost, fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
 	}
-	if len(f.count) == 0 {
+	if len(f.count) == 0 || now.Sub(f.at) > faultLasts {
 		return "", ""
 	}
 	total := 0
@@ -144,8 +150,8 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 		m.faults.count = map[string]int{}
 	}
 	m.faults.count[disk]++
-	m.faults.last = disk
-	m.faults.full = m.faults.full || full
+	m.faults.last, m.faults.at = disk, time.Now()
+	m.faults.full = full
 	first := m.faults.count[disk] == 1
 	m.mu.Unlock()
 	if first {

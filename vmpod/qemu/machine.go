@@ -200,7 +200,7 @@ func (m *Machine) status(state vmpod.State, asked error) vmpod.Status {
 	case vmpod.StateLaunching:
 		s.Reason, s.Message = "Launching", "QEMU is being started"
 	case vmpod.StateRunning:
-		s.Reason, s.Message = m.faults.describe()
+		s.Reason, s.Message = m.faults.describe(time.Now())
 	}
 	return s
 }
