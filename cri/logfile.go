@@ -91,7 +91,16 @@ func (l *logFile) add(rec *agentapi.LogRecord) {
 	} else {
 		l.buf = append(l.buf, "F "...)
 	}
-	l.buf = append(l.buf, bytes.ReplaceAll(rec.Line, []byte{'\n'}, []byte{' '})...)
+	at := len(l.buf)
+	l.buf = append(l.buf, rec.Line...)
+	for line := l.buf[at:]; ; { // a record is one line, whatever a guest says
+		i := bytes.IndexByte(line, '\n')
+		if i < 0 {
+			break
+		}
+		line[i] = ' '
+		line = line[i+1:]
+	}
 	l.buf = append(l.buf, '\n')
 }
 

@@ -224,10 +224,13 @@ func (l *logPump) follow(ctx context.Context, c *agentapi.Client, acks *acker) (
 			if it.rec.Offset <= max(last, l.written()) {
 				continue
 			}
+			first := last == 0
 			last = it.rec.Offset
 			ended = ended || it.rec.Eof
 			if size := l.buffer(it.rec); size < logBatch && !it.rec.Eof {
-				linger.Reset(logLinger)
+				if first { // what follows does not make it wait longer
+					linger.Reset(logLinger)
+				}
 				continue
 			}
 		case <-linger.C:
