@@ -68,12 +68,13 @@ func (ses *session) used(t *http.Transport) {
 	ses.transports = append(ses.transports, t)
 }
 
-// admit notes which hosts belong to the registry: only these see credentials,
-// not one that a registry redirects to.
+// admit notes which host is the registry: it alone sees credentials, not one
+// that it redirects to, and no mirror, whose passwords are other ones. The
+// registry is the last, after the mirrors that hosts.toml names.
 func (ses *session) admit(hosts []docker.RegistryHost, auth *storage.Auth) {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
-	for i := range hosts {
+	if i := len(hosts) - 1; i >= 0 {
 		ses.hosts[hosts[i].Host] = true
 		if auth != nil && auth.RegistryToken != "" && auth.Username == "" && auth.IdentityToken == "" {
 			hosts[i].Authorizer = &bearer{host: hosts[i].Host, token: auth.RegistryToken}
