@@ -114,3 +114,29 @@ func TestPrepareAfterTakingBack(t *testing.T) {
 	}
 	eventually(t, "all is taken back", func() bool { return len(h.left()) == 0 })
 }
+
+// Stopping a sandbox whose VM has ended by itself keeps the reason, also when
+// another process heard of the end.
+func TestStopKeepsTheReason(t *testing.T) {
+	h := newFakeHost()
+	dir := t.TempDir()
+	s := serve(t, h, dir)
+	id := s.run(t)
+	h.mu.Lock()
+	m := h.machines[vmpod.ID{PodUID: podUID}]
+	h.mu.Unlock()
+	m.die(vmpod.Exit{Reason: vmpod.ExitGuestPanic, Message: "panicked"})
+	dead := func() bool {
+		sb, ok := s.store.sandbox(id)
+		return ok && sb.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	}
+	eventually(t, "the end is recorded", dead)
+	s.stop()
+	s = serve(t, h, dir)
+	if _, err := s.rt.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if sb, _ := s.store.sandbox(id); sb.Reason != string(vmpod.ExitGuestPanic) || !sb.Released {
+		t.Errorf("reason %q, released %v; want %q and released", sb.Reason, sb.Released, vmpod.ExitGuestPanic)
+	}
+}

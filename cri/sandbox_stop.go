@@ -63,8 +63,8 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		failpoint.Hit(failpoint.StopPodMachineStopped)
 		p.close(errSandboxStopped)
-	} else {
-		s.markDead(sb.ID, vmpod.Exit{Reason: vmpod.ExitStopped, Message: "the sandbox was stopped", At: time.Now()})
+	} else if err := s.stopUnwatched(ctx, sb.ID, sb.VM); err != nil {
+		return err
 	}
 	key := sb.VM.String()
 	err := errors.Join(
@@ -85,6 +85,26 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 		s.log.Info("sandbox is stopped", "pod_uid", sb.VM.PodUID, "sandbox", sb.ID)
 	}
 	return err
+}
+
+// stopUnwatched stops a machine that nobody watches: its end was recorded by
+// an earlier process, which may not have brought it about. The reason that is
+// recorded stays. A machine whose files are damaged is left to
+// RemovePodSandbox, which says so.
+func (s *Server) stopUnwatched(ctx context.Context, sandboxID string, vm vmpod.ID) error {
+	m, err := s.config.Driver.Open(ctx, vm)
+	if err == nil {
+		err = step("stop the machine", m.Stop(ctx, 0))
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	} else if !errdefs.IsNotFound(err) {
+		s.log.Error("the machine of a sandbox cannot be opened", "pod_uid", vm.PodUID, "sandbox", sandboxID, "err", err)
+	}
+	if sb, ok := s.store.sandbox(sandboxID); ok && sb.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+		s.markDead(sandboxID, vmpod.Exit{Reason: vmpod.ExitStopped, Message: "the sandbox was stopped", At: time.Now()})
+	}
+	return nil
 }
 
 // killContainers ends all containers and lets the guest tell how, as long as
