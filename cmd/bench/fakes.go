@@ -59,9 +59,9 @@ func (m *fakeMachine) Status(context.Context) (vmpod.Status, error) {
 	return vmpod.Status{State: vmpod.StateRunning}, nil
 }
 
-func (m *fakeMachine) Dial(context.Context) (net.Conn, error) {
+func (m *fakeMachine) Dial(ctx context.Context) (net.Conn, error) {
 	host, guest := net.Pipe()
-	go func() { _ = agentapi.Serve(context.Background(), guest, m.guest, func(string, ...any) {}) }()
+	go func() { _ = agentapi.Serve(context.WithoutCancel(ctx), guest, m.guest, func(string, ...any) {}) }()
 	return host, nil
 }
 

@@ -30,10 +30,6 @@ func (b *criBench) logs(ctx context.Context, all *results) error {
 	if err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "clear_refs"), []byte("5"), 0); err != nil { // VmHWM anew
 		return err
 	}
-	before, err := cpuSeconds(pid)
-	if err != nil {
-		return err
-	}
 	p, err := b.pod(ctx, benchImage, "/inguest", "lines", strconv.Itoa(logBytes), strconv.Itoa(logLine), strconv.Itoa(logSeconds))
 	defer func() { _ = removePod(ctx, b.rt, p) }()
 	if err != nil {
@@ -41,6 +37,10 @@ func (b *criBench) logs(ctx context.Context, all *results) error {
 	}
 	// The clock begins with the first byte.
 	size, err := awaitSize(ctx, p.log, 1)
+	if err != nil {
+		return err
+	}
+	before, err := cpuSeconds(pid)
 	if err != nil {
 		return err
 	}
