@@ -159,9 +159,12 @@ func (r *result) writeTable(file string) error {
 		all := r.times(s.of)
 		fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", s.name, quantile(all, 0.5), quantile(all, 0.99), quantile(all, 1))
 	}
-	if len(r.Violations) > 0 {
+	if len(r.Violations) > r.count("slow") {
 		b.WriteString("\n## What was noticed\n\n")
 		for _, v := range r.Violations {
+			if v.Kind == "slow" {
+				continue // the table has the times
+			}
 			fmt.Fprintf(&b, "- %s, after kill %d: %s\n", v.Kind, v.Kills, strings.Join(strings.Fields(v.Message), " "))
 		}
 	}
