@@ -18,8 +18,13 @@ const (
 	// attachTimeout bounds one attempt to reach the agent. A guest that is
 	// slower is asked again: slow is not dead.
 	attachTimeout = 30 * time.Second
-	// attachPause is the longest pause between two attempts.
-	attachPause = 2 * time.Second
+	// attachFirstPause and attachPause are the shortest and the longest pause
+	// between two attempts.
+	attachFirstPause = 50 * time.Millisecond
+	attachPause      = 2 * time.Second
+	// sessionWorth is how long a session must last for the next attempt to
+	// follow at once: a guest that breaks every one keeps no core busy.
+	sessionWorth = 5 * time.Second
 )
 
 // A link keeps a session with the agent of one machine: it attaches, and
@@ -56,7 +61,7 @@ func (l *link) close(why error) {
 
 func (l *link) run() {
 	defer close(l.done)
-	pause := 50 * time.Millisecond
+	pause := attachFirstPause
 	var wrongs wrongCount
 	for l.ctx.Err() == nil {
 		c, err := l.attach()
@@ -65,14 +70,10 @@ func (l *link) run() {
 			if l.ctx.Err() == nil {
 				l.log.Debug("agent not reached yet", "err", err)
 			}
-			select {
-			case <-time.After(pause):
-			case <-l.ctx.Done():
-			}
-			pause = min(2*pause, attachPause)
+			pause = l.rest(pause)
 			continue
 		}
-		pause = 50 * time.Millisecond
+		began := time.Now()
 		l.set(c)
 		select {
 		case <-c.Done():
@@ -82,7 +83,22 @@ func (l *link) run() {
 		}
 		l.set(nil)
 		c.Close()
+		if time.Since(began) > sessionWorth {
+			pause = attachFirstPause
+			continue
+		}
+		pause = l.rest(pause)
 	}
+}
+
+// rest waits before the next attempt and returns how long to wait before the
+// one after.
+func (l *link) rest(pause time.Duration) time.Duration {
+	select {
+	case <-time.After(pause):
+	case <-l.ctx.Done():
+	}
+	return min(2*pause, attachPause)
 }
 
 func (l *link) attach() (*agentapi.Client, error) {
