@@ -1,6 +1,7 @@
 package crashmatrix
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -32,6 +33,14 @@ var operations = []operation{pullImage, recoverOp, prepareOp, forgetOp, runPod, 
 type visit struct {
 	point fp.Point
 	nth   int
+}
+
+// cell names the visit in the table.
+func (v visit) cell() string {
+	if v.nth > 1 {
+		return fmt.Sprintf("`%s`, hit %d", v.point, v.nth)
+	}
+	return "`" + string(v.point) + "`"
 }
 
 func at(points ...fp.Point) []visit {

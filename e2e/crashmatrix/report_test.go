@@ -74,11 +74,7 @@ func writeTable(results []result, s summary) string {
 	order := func(r result) int { return slices.Index(operations, r.op)*1000 + slices.Index(plan[r.op], r.visit) }
 	slices.SortStableFunc(results, func(a, b result) int { return order(a) - order(b) })
 	for _, r := range results {
-		name := "`" + string(r.point) + "`"
-		if r.nth > 1 {
-			name += fmt.Sprintf(", hit %d", r.nth)
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %.2f |\n", name, r.op, well(r.died, "yes"), well(r.retry, "ok"), well(r.orphans, "none"), well(r.noticed, "untouched"), r.recovery.Seconds())
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %.2f |\n", r.cell(), r.op, well(r.died, "yes"), well(r.retry, "ok"), well(r.orphans, "none"), well(r.noticed, "untouched"), r.recovery.Seconds())
 	}
 	return b.String()
 }

@@ -274,10 +274,19 @@ func (r *round) forgets() error {
 	defer cancel()
 	// What an earlier crash had prepared goes first, or the start would take
 	// it back and meet the point.
-	if err := r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil); err != nil {
-		return err
+	if r.intents[r.pod.key()] {
+		err := r.awaitSaid(ctx, `"pod VM is up" pod_uid=`+r.pod.uid())
+		if err == nil {
+			err = r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil)
+		}
+		if err == nil {
+			err = r.awaitSaid(ctx, `"unused pod VM taken back" pod_uid=`+r.pod.uid())
+		}
+		if err != nil {
+			return err
+		}
+		clear(r.intents)
 	}
-	clear(r.intents)
 	if wrong := r.settle(ctx, false); len(wrong) > 0 {
 		return fmt.Errorf("a forgotten pod: %s", strings.Join(wrong, "; "))
 	}
@@ -288,7 +297,7 @@ func (r *round) forgets() error {
 	if err := r.node.hint(ctx, "/prepare", r.pod.hint(r.image.ref)); err != nil {
 		return err
 	}
-	if err := r.awaitPrepared(ctx); err != nil {
+	if err := r.awaitSaid(ctx, `"pod VM is up" pod_uid=`+r.pod.uid()); err != nil {
 		return err
 	}
 	_ = r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil) // the answer may come too late
@@ -300,14 +309,14 @@ func (r *round) forgets() error {
 	return r.done(res, err)
 }
 
-// awaitPrepared waits until the daemon says that the VM is up.
-func (r *round) awaitPrepared(ctx context.Context) error {
-	for !strings.Contains(r.node.tail(), `"pod VM is up" pod_uid=`+r.pod.uid()) {
+// awaitSaid waits until the daemon has logged something.
+func (r *round) awaitSaid(ctx context.Context, what string) error {
+	for !strings.Contains(r.node.tail(), what) {
 		select {
 		case <-r.node.ended:
-			return fmt.Errorf("the daemon died while it prepared:\n%s", r.node.tail())
+			return fmt.Errorf("the daemon died before it said %s:\n%s", what, r.node.tail())
 		case <-ctx.Done():
-			return fmt.Errorf("the VM was not prepared in time:\n%s", r.node.tail())
+			return fmt.Errorf("the daemon never said %s:\n%s", what, r.node.tail())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
