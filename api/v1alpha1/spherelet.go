@@ -118,6 +118,9 @@ type ImagesConfiguration struct {
 	// ProgressTimeout ends a pull for which a registry has sent nothing for so
 	// long, as a duration; default "60s".
 	ProgressTimeout string `json:"progressTimeout,omitempty"`
+	// MaxUnpackedSize bounds what the layers of one image may unpack to, as a
+	// quantity, at least 64Mi; default "64Gi". A larger image is refused.
+	MaxUnpackedSize string `json:"maxUnpackedSize,omitempty"`
 }
 
 // StreamingConfiguration is about exec, attach and port-forward between the

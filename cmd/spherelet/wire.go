@@ -25,6 +25,7 @@ import (
 	"github.com/openatoll/atoll/spherelet"
 	"github.com/openatoll/atoll/spherelet/config"
 	"github.com/openatoll/atoll/spherelet/resources"
+	"github.com/openatoll/atoll/storage/erofs"
 	"github.com/openatoll/atoll/storage/image"
 	"github.com/openatoll/atoll/storage/local"
 	"github.com/openatoll/atoll/vmpod/guestimage"
@@ -122,9 +123,13 @@ func (h *host) open(ctx context.Context) error {
 	if h.network, err = remember(ctx, taps, filepath.Join(tapConfig.StateDir, "podcidr.json")); err != nil {
 		return err
 	}
+	unpacked, err := resource.ParseQuantity(h.cfg.Images.MaxUnpackedSize)
+	if err != nil {
+		return err
+	}
 	if h.images, err = image.Open(ctx, image.Config{
 		Root: h.paths.Images, HostsDir: h.cfg.Images.HostsDir, MaxConcurrentDownloads: h.cfg.Images.MaxConcurrentDownloads,
-		Timeouts: image.Timeouts{Stall: duration(h.cfg.Images.ProgressTimeout)},
+		Timeouts: image.Timeouts{Stall: duration(h.cfg.Images.ProgressTimeout)}, Limits: erofs.Limits{Bytes: unpacked.Value()},
 	}); err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ const (
 	DefaultMaxPods          = 250
 	DefaultClusterDomain    = "cluster.local"
 	DefaultEphemeral        = "10Gi"
+	DefaultUnpackedSize     = "64Gi"
 	DefaultDownloads        = 3
 	AcceleratorAuto         = "auto"
 	AcceleratorKVM          = "kvm"
@@ -155,6 +156,7 @@ func setDefaults(c *v1alpha1.SphereletConfiguration) error {
 	}
 	orString(&h.Accelerator, AcceleratorAuto)
 	orString(&h.EphemeralDefault, DefaultEphemeral)
+	orString(&c.Images.MaxUnpackedSize, DefaultUnpackedSize)
 	if c.Images.MaxConcurrentDownloads == 0 {
 		c.Images.MaxConcurrentDownloads = DefaultDownloads
 	}

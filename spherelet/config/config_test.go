@@ -50,6 +50,7 @@ func TestParseErrors(t *testing.T) {
 		{"taint", minimal + "taints: [\"a=b\"]\n", `taints[0] is "a=b"`},
 		{"verbosity", minimal + "kubeletVerbosity: 9\n", "bodies of Secrets"},
 		{"accelerator", strings.Replace(minimal, "  guest:", "  accelerator: xen\n  guest:", 1), `accelerator is "xen"`},
+		{"unpacked size", minimal + "\nimages: {maxUnpackedSize: 1Ki}\n", "at least 64Mi"},
 		{"ephemeral", strings.Replace(minimal, "  guest:", "  ephemeralDefault: 1Ki\n  guest:", 1), "at least 64Mi"},
 		{"CIDR", strings.Replace(minimal, "198.19.0.0/16", "ten", 1), `clusterCIDR is "ten"`},
 		{"no CIDR", strings.Replace(minimal, "198.19.0.0/16", "\"\"", 1), "kubeProxy: false"},

@@ -170,6 +170,9 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if !slices.Contains([]string{AcceleratorAuto, AcceleratorKVM, AcceleratorTCG}, h.Accelerator) {
 		errs = append(errs, invalid("hypervisor.accelerator is %q, must be auto, kvm or tcg", h.Accelerator))
 	}
+	if q, err := resource.ParseQuantity(c.Images.MaxUnpackedSize); err != nil || q.Value() < 64<<20 {
+		errs = append(errs, invalid("images.maxUnpackedSize is %q, must be a quantity of at least 64Mi", c.Images.MaxUnpackedSize))
+	}
 	if n := c.Images.MaxConcurrentDownloads; n < 1 || n > 32 {
 		errs = append(errs, invalid("images.maxConcurrentDownloads is %d, must be 1 to 32", n))
 	}
