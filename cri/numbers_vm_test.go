@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -84,6 +85,7 @@ func TestNumbers(t *testing.T) {
 	eventually(t, "the written file is counted", func() bool { return stats().WritableLayer.UsedBytes.GetValue() >= written })
 
 	cpuBefore, faultsBefore := p.keyed("cpu.stat", "usage_usec"), p.keyed("memory.stat", "pgfault")
+	time.Sleep(statsFresh) // until then, the answer from before these readings may be given again
 	st := stats()
 	cpuAfter, faultsAfter := p.keyed("cpu.stat", "usage_usec"), p.keyed("memory.stat", "pgfault")
 	if got := st.Cpu.UsageCoreNanoSeconds.GetValue() / 1000; got < cpuBefore || got > cpuAfter || got == 0 {
