@@ -24,8 +24,8 @@ import (
 
 // wantedModules are what a pod VM needs from a kernel that has it as modules.
 // All are loaded at boot, so each must earn its place: under emulation one
-// costs 5 to 15 ms. What only some pods need (nf_tables, tun, bridge) is left
-// to the tuned kernel.
+// costs 5 to 15 ms. What only some pods need is in demandModules, or left to the
+// tuned kernel (nf_tables, tun).
 var wantedModules = []string{
 	"virtio_pci",     // every device
 	"virtio_console", // the agent channel
@@ -44,17 +44,23 @@ var wantedModules = []string{
 }
 
 // demandModules are loaded when a pod first needs them: directory below
-// /modules → modules.
+// /modules → modules. The directory is the name by which the kernel asks for
+// them, but for the prefix "rtnl-link-".
 var demandModules = map[string][]string{
 	"virtiofs": {"virtiofs"}, // directories of the host
+	"bridge":   {"bridge"},   // privileged pods that make networks
+	"veth":     {"veth"},
 }
+
+// modprobePath is the kernel's default (CONFIG_MODPROBE_PATH).
+const modprobePath = "/sbin/modprobe"
 
 // optionalModules may be missing without an error: not every kernel release
 // has them under this name, and a pod VM runs without.
 var optionalModules = map[string]bool{
 	"virtio_mem": true, "pvpanic-pci": true, "crc32c-intel": true,
 	"virtio_rng": true, "ipv6": true, "unix": true, "af_packet": true,
-	"virtiofs": true,
+	"virtiofs": true, "bridge": true, "veth": true,
 }
 
 // A moduleTree is /lib/modules/<release>.

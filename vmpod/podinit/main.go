@@ -23,6 +23,9 @@ func Main() {
 	if len(os.Args) > 0 && os.Args[0] == pauseName {
 		pause()
 	}
+	if len(os.Args) > 0 && os.Args[0] == modprobeFile {
+		os.Exit(modprobe("/modules", os.Args, loadModules))
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "podinit is PID 1 of Atoll's pod VMs; it does nothing elsewhere")
 		os.Exit(2)
