@@ -1,7 +1,7 @@
 // Package e2e drives a real cluster as its users do: atoll, kubectl, crictl.
 //
 // Each script in testdata reads as a session and runs in a Kubernetes
-// namespace of its own. All of them share one isolated cluster: the test
+// namespace of its own; those in testdata/alone kill the node's daemon. All of them share one isolated cluster: the test
 // binary brings it up, runs itself once more inside the cluster's network
 // namespace, and takes the cluster down again; what is left behind fails the
 // run.
@@ -148,13 +148,35 @@ func repoRoot() string {
 	return filepath.Dir(wd)
 }
 
+// TestScripts runs the scripts that leave the node's daemon alone, side by side.
 func TestScripts(t *testing.T) {
+	p := params(t)
+	p.Dir = "testdata"
+	testscript.Run(t, p)
+}
+
+// TestScriptsAlone runs, one after the other, those that kill it: streams of
+// other scripts would end with it.
+func TestScriptsAlone(t *testing.T) {
+	files, err := filepath.Glob("testdata/alone/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			p := params(t)
+			p.Files = []string{f}
+			testscript.Run(t, p)
+		})
+	}
+}
+
+func params(t *testing.T) testscript.Params {
 	data := os.Getenv(insideEnv)
 	if data == "" {
 		t.Skip("needs a cluster; not with -short")
 	}
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+	return testscript.Params{
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               func(env *testscript.Env) error { return setup(env, data) },
@@ -166,7 +188,7 @@ func TestScripts(t *testing.T) {
 			"finally":    cmdFinally,
 			"registry":   cmdRegistry,
 		},
-	})
+	}
 }
 
 // setup gives a script its own Kubernetes namespace and a kubeconfig that
