@@ -573,6 +573,13 @@ func (g *fakeGuest) WaitProcess(ctx context.Context, r *agentapi.WaitProcessRequ
 	}
 }
 
+// count is how many containers the guest has.
+func (g *fakeGuest) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.containers)
+}
+
 func (g *fakeGuest) RemoveContainer(_ context.Context, r *agentapi.RemoveContainerRequest) (*agentapi.RemoveContainerResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

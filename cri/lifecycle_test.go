@@ -230,7 +230,7 @@ func TestRollback(t *testing.T) {
 			if _, err := s.rt.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sb, Config: c}); err == nil {
 				t.Fatal("no error")
 			}
-			if cs := s.store.allContainers(); len(cs) != 0 || len(h.guest(podUID).containers) != 0 {
+			if cs := s.store.allContainers(); len(cs) != 0 || h.guest(podUID).count() != 0 {
 				t.Fatalf("containers left: %v", cs)
 			}
 			h.set(step, nil)
