@@ -113,8 +113,8 @@ func (n *node) start(arm string) (died bool, err error) {
 	n.rt, n.img = runtimeapi.NewRuntimeServiceClient(n.conn), runtimeapi.NewImageServiceClient(n.conn)
 	deadline := time.After(patience)
 	for {
-		if c, err := net.Dial("unix", filepath.Join(n.run, "cri.sock")); err == nil {
-			return false, c.Close()
+		if n.answers() {
+			return false, nil
 		}
 		select {
 		case <-n.ended:
@@ -124,6 +124,20 @@ func (n *node) start(arm string) (died bool, err error) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// answers says whether the daemon serves. To connect proves nothing: a child of
+// the dead one, killed between fork and exec, holds its socket a moment longer.
+func (n *node) answers() bool {
+	c, err := net.Dial("unix", filepath.Join(n.run, "cri.sock"))
+	if err != nil {
+		return false // gRPC would remember it, and wait
+	}
+	c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err = n.rt.Version(ctx, &runtimeapi.VersionRequest{})
+	return err == nil
 }
 
 func (n *node) kubelet() string { return filepath.Join(n.dir, "kubelet") }
