@@ -202,6 +202,8 @@ func (c *Client) watch() {
 	if err == nil {
 		s.Close()
 		c.fail(misbehaved("it opened a stream"))
+	} else if errors.Is(err, yamux.ErrRecvWindowExceeded) {
+		c.fail(misbehaved("it sent more than it was given room for"))
 	} else if !errors.Is(err, yamux.ErrSessionShutdown) {
 		c.fail(err)
 	}
