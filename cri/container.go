@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/openatoll/atoll/internal/failpoint"
+	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
 
@@ -84,9 +85,13 @@ func (r *runtimeService) StartContainer(ctx context.Context, req *runtimeapi.Sta
 	default:
 		return nil, fmt.Errorf("container %s has ended and cannot be started again: create a new attempt: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
-	if err := p.startContainer(ctx, c); err != nil {
+	ended := p.clock.step(vmpod.PhaseContainer, "start")
+	err = p.startContainer(ctx, c)
+	ended()
+	if err != nil {
 		return nil, fmt.Errorf("start container %s (%s): %w", c.ID, c.Config.Metadata.Name, err)
 	}
+	p.started()
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 

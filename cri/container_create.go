@@ -45,6 +45,7 @@ func (r *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 		return nil, err
 	}
 	defer unlock()
+	defer p.clock.step(vmpod.PhaseContainer, "create")()
 	_, sb, err := r.podOf(found.ID) // it may have been stopped meanwhile
 	if err != nil {
 		return nil, err

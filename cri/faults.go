@@ -3,7 +3,6 @@ package cri
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -12,55 +11,11 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
-// maxFaults is how many faults wait for somebody who wants to hear of them;
-// then the oldest go.
-const maxFaults = 256
-
-// A faultFeed hands faults on in their order.
-type faultFeed struct {
-	mu    sync.Mutex
-	queue []vmpod.Fault
-	wake  chan struct{}
-}
-
-func newFaultFeed() *faultFeed { return &faultFeed{wake: make(chan struct{}, 1)} }
-
-func (f *faultFeed) tell(fault vmpod.Fault) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.queue = append(f.queue, fault); len(f.queue) > maxFaults {
-		f.queue = f.queue[1:]
-	}
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (f *faultFeed) take() []vmpod.Fault {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	q := f.queue
-	f.queue = nil
-	return q
-}
-
 // Faults has fn called for every fault of a pod's VM, and when it is over, in
 // order, from one goroutine; also for those found since the server began. It
 // is to be called once at most.
 func (s *Server) Faults(fn func(vmpod.Fault)) {
-	s.background.Go(func() {
-		for {
-			select {
-			case <-s.faults.wake:
-			case <-s.ctx.Done():
-				return
-			}
-			for _, f := range s.faults.take() {
-				fn(f)
-			}
-		}
-	})
+	s.background.Go(func() { s.faults.follow(s.ctx, fn) })
 }
 
 // minFree is what must be free on a file system for it not to count as full,

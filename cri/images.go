@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/openatoll/atoll/storage"
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // PullImage fetches an image. Credentials are passed on and never logged; they
@@ -31,6 +32,8 @@ func (r *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 		return nil, err
 	}
 	start := time.Now()
+	pod := req.GetSandboxConfig().GetMetadata()
+	defer r.clockOf(vmpod.ID{PodUID: pod.GetUid(), Attempt: pod.GetAttempt()}).step(vmpod.PhaseImage, "pull")()
 	progress := r.reportPull(ref, pullReportInterval)
 	img, err := r.config.Images.Pull(ctx, ref, auth, progress.set)
 	progress.end()

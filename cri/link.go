@@ -209,9 +209,11 @@ func call[Req, Resp any](ctx context.Context, l *link, method func(agentapi.Agen
 		if err != nil {
 			return nil, err
 		}
-		done := inGuest(ctx)
-		resp, err := method(c, ctx, req)
+		sctx, ended := agentSpan(ctx, req)
+		done := inGuest(sctx)
+		resp, err := method(c, sctx, req)
 		done()
+		ended(err)
 		if err == nil || try > 0 || c.Err() == nil || ctx.Err() != nil {
 			return resp, err
 		}

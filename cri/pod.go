@@ -28,6 +28,10 @@ type pod struct {
 	log     *slog.Logger
 	machine vmpod.Machine
 	link    *link
+	// clock times the start, and prepared says that Prepare began it; both are
+	// unset in a pod that was adopted.
+	clock    *startClock
+	prepared bool
 
 	// ops serialises what changes the pod's structure; see lock.
 	ops chan struct{}

@@ -28,6 +28,7 @@ type machineKit struct {
 	link       *link
 	attachment netplugin.Attachment
 	size       size
+	clock      *startClock
 }
 
 // A preparation makes a machineKit before its sandbox is asked for.
@@ -93,6 +94,7 @@ func (s *Server) Prepare(_ context.Context, hint vmpod.Hint) error {
 	p := newPreparation(hint, cancel)
 	p.expire = time.AfterFunc(s.config.PrepareTTL, func() { s.discard(vm, p, "no sandbox used it in time") })
 	s.preps[vm] = p
+	clock := newStartClock()
 	s.background.Add(1)
 	s.mu.Unlock()
 	go func() {
@@ -109,7 +111,7 @@ func (s *Server) Prepare(_ context.Context, hint vmpod.Hint) error {
 			return
 		}
 		z := s.sizeOf(&hint, nil)
-		p.kit, p.err = s.bringUp(ctx, vm, hint.Owner, z, nil)
+		p.kit, p.err = s.bringUp(ctx, clock, vm, hint.Owner, z, nil)
 		if p.err != nil && ctx.Err() == nil {
 			s.log.Warn("preparing a pod VM failed; its sandbox will try again", "pod_uid", vm.PodUID, "err", p.err)
 		}
@@ -201,7 +203,7 @@ func (s *Server) finishClaim(vm vmpod.ID, p *preparation, undo bool) error {
 // bringUp makes everything that a sandbox's machine needs, launches it and
 // waits for its agent. Steps that do not depend on each other run side by
 // side. When it fails or ctx ends, all is taken back.
-func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z size, ports []netplugin.HostPort) (_ *machineKit, err error) {
+func (s *Server) bringUp(ctx context.Context, clock *startClock, vm vmpod.ID, owner vmpod.Owner, z size, ports []netplugin.HostPort) (_ *machineKit, err error) {
 	start := time.Now()
 	left, err := s.store.hasIntent(vm) // what could not be taken back yet
 	if err != nil {
@@ -220,7 +222,7 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 		return nil, err
 	}
 	failpoint.Hit(failpoint.RunIntentRecorded)
-	kit := &machineKit{vm: vm, size: z}
+	kit := &machineKit{vm: vm, size: z, clock: clock}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.unmake(vm, kit))
@@ -230,16 +232,19 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 	var imageDisks []vmpod.Disk
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
+		defer clock.step(vmpod.PhaseNetwork, "network")()
 		kit.attachment, err = s.config.Network.Attach(gctx, netplugin.Request{Key: vm.String(), Namespace: owner.Namespace, Name: owner.Name, HostPorts: ports})
 		failpoint.Hit(failpoint.RunNetworkAttached)
 		return step("attach the network", err)
 	})
 	g.Go(func() (err error) {
+		defer clock.step(vmpod.PhaseVM, "disk")()
 		disk, err = s.config.Ephemeral.Create(gctx, vm.String(), z.ephemeral)
 		failpoint.Hit(failpoint.RunDiskMade)
 		return step("make the ephemeral disk", err)
 	})
 	g.Go(func() (err error) {
+		defer clock.step(vmpod.PhaseImage, "image disks")()
 		imageDisks, err = s.presentImages(gctx, vm, z.images)
 		return step("open the image disks", err)
 	})
@@ -251,13 +256,19 @@ func (s *Server) bringUp(ctx context.Context, vm vmpod.ID, owner vmpod.Owner, z 
 		Disks: append([]vmpod.Disk{{ID: ephemeralDiskID, Path: disk}}, imageDisks...),
 		NICs:  []vmpod.NIC{{ID: "net0", MAC: kit.attachment.MAC, Tap: kit.attachment.Tap, MTU: kit.attachment.MTU}},
 	}
-	if kit.machine, err = s.config.Driver.Launch(ctx, spec); err != nil {
+	ended := clock.step(vmpod.PhaseVM, "launch")
+	kit.machine, err = s.config.Driver.Launch(ctx, spec)
+	ended()
+	if err != nil {
 		return nil, step("launch the machine", err)
 	}
 	launched := time.Now()
 	failpoint.Hit(failpoint.RunLaunched)
 	kit.link = newLink(kit.machine, s.log.With("pod_uid", vm.PodUID))
-	if err := s.awaitAgent(ctx, kit); err != nil {
+	ended = clock.step(vmpod.PhaseAgent, "agent")
+	err = s.awaitAgent(ctx, kit)
+	ended()
+	if err != nil {
 		return nil, step("reach the agent", err)
 	}
 	failpoint.Hit(failpoint.RunAgentAnswered)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -90,7 +91,7 @@ func (s *Server) runSandbox(ctx context.Context, vm vmpod.ID, config *runtimeapi
 			s.mu.Unlock()
 			return existing(sb, config)
 		}
-		fctx, cancel := context.WithCancelCause(s.ctx)
+		fctx, cancel := context.WithCancelCause(trace.ContextWithSpan(s.ctx, trace.SpanFromContext(ctx)))
 		f = &flight{config: config, cancel: cancel, done: make(chan struct{})}
 		s.runs[vm] = f
 		s.background.Add(1)
@@ -153,12 +154,15 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 		return "", err
 	}
 	joined := kit != nil
+	clock := newStartClock()
 	if joined {
+		clock = kit.clock
 		failpoint.Hit(failpoint.RunClaimed)
 	}
+	defer func() { clock.trace(ctx) }()
 	if kit == nil {
 		owner := vmpod.Owner{PodUID: vm.PodUID, Namespace: config.Metadata.Namespace, Name: config.Metadata.Name}
-		if kit, err = s.bringUp(ctx, vm, owner, s.sizeOf(hint, config), ports); err != nil {
+		if kit, err = s.bringUp(ctx, clock, vm, owner, s.sizeOf(hint, config), ports); err != nil {
 			return "", causeOf(ctx, err)
 		}
 	}
@@ -181,11 +185,15 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 		ID: newID(), VM: vm, Config: config, Handler: handler, State: runtimeapi.PodSandboxState_SANDBOX_READY, CreatedAt: time.Now(),
 		Hint: hint, CPUs: kit.size.cpus, Memory: kit.size.memory, Attachment: kit.attachment,
 	}
-	if sb.Features, err = s.setup(ctx, kit, config); err != nil {
+	ended := clock.step(vmpod.PhaseAgent, "setup")
+	sb.Features, err = s.setup(ctx, kit, config)
+	ended()
+	if err != nil {
 		return "", step("set up the guest", err)
 	}
 	failpoint.Hit(failpoint.RunGuestSetUp)
 	p := s.newPod(sb.ID, vm, kit.machine, kit.link)
+	p.clock, p.prepared = clock, joined
 	if err = s.store.addSandbox(sb); err != nil {
 		return "", err
 	}

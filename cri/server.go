@@ -75,6 +75,10 @@ type Config struct {
 	// Info is shown by `crictl info`, next to what the server knows: the
 	// accelerator, the guest kernel and the like.
 	Info func() map[string]string
+	// ServerOptions are added to those of the gRPC server. With a stats handler
+	// that puts a span into the context of calls, there are spans below it for
+	// the steps of RunPodSandbox and for calls to the guest's agent.
+	ServerOptions []grpc.ServerOption
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 
@@ -89,7 +93,8 @@ type Server struct {
 	streams *stream.Server
 	watch   *treeWatcher
 	samples *cpuSamples
-	faults  *faultFeed
+	faults  *feed[vmpod.Fault]
+	starts  *feed[vmpod.Start]
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
 	ctx        context.Context
@@ -133,7 +138,8 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		log:     config.Logger,
 		store:   st,
 		samples: newCPUSamples(),
-		faults:  newFaultFeed(),
+		faults:  newFeed[vmpod.Fault](),
+		starts:  newFeed[vmpod.Start](),
 		pods:    map[string]*pod{},
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},
@@ -209,12 +215,12 @@ func Listen(path string) (net.Listener, error) {
 // Serve answers on l until ctx ends, l fails or Close is called; RPCs under way
 // are given a second to end. It may be called for several listeners.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	srv := grpc.NewServer(
+	srv := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(s.unaryEdge),
 		grpc.ChainStreamInterceptor(s.streamEdge),
-	)
+	}, s.config.ServerOptions...)...)
 	runtimeapi.RegisterRuntimeServiceServer(srv, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(srv, &imageService{Server: s})
 	s.grpcMu.Lock()

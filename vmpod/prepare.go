@@ -1,6 +1,9 @@
 package vmpod
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // A Hint is what the whole Pod says about its coming VM. CRI carries too
 // little to size one (no memory requests, no volumes, no images), so
@@ -20,6 +23,8 @@ type Hint struct {
 	// Images are the references of images whose disks the VM may have from its
 	// start, if they are on the host; others are plugged with their containers.
 	Images []string `json:"images,omitempty"`
+	// Queued is when the pod was given to the node; zero if that is not known.
+	Queued time.Time `json:"queued,omitzero"`
 	// HostNetwork and the like never appear: such pods are refused before.
 }
 
