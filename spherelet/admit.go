@@ -2,11 +2,13 @@ package spherelet
 
 import (
 	"log/slog"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/kubectl/pkg/util/qos"
 	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"github.com/openatoll/atoll/spherelet/admission"
 	"github.com/openatoll/atoll/spherelet/resources"
@@ -106,7 +108,28 @@ func hintOf(pod *v1.Pod, size resources.Size) vmpod.Hint {
 		EphemeralBytes: size.EphemeralBytes,
 		Pool:           poolOf(pod),
 		Images:         earlyImages(pod),
+		Queued:         queuedAt(pod),
 	}
+}
+
+// queuedAt is when the pod was given to this node: scheduled, as the API has it
+// in whole seconds, or if that is no earlier than it can tell, when the kubelet
+// first saw it. Zero if neither is known.
+func queuedAt(pod *v1.Pod) time.Time {
+	seen, err := time.Parse(time.RFC3339Nano, pod.Annotations[kubetypes.ConfigFirstSeenAnnotationKey])
+	if err != nil {
+		seen = time.Time{}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type != v1.PodScheduled || c.Status != v1.ConditionTrue {
+			continue
+		}
+		at := c.LastTransitionTime.Time
+		if seen.IsZero() || seen.Sub(at) > time.Second {
+			return at.UTC()
+		}
+	}
+	return seen.UTC()
 }
 
 // earlyImages are those whose disks the VM may have before the kubelet has

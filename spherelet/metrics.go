@@ -22,6 +22,12 @@ var (
 		Help:           "Faults of pods' VMs, their unwanted ends included, by reason.",
 		StabilityLevel: metrics.ALPHA,
 	}, []string{"reason"})
+	startPhases = metrics.NewHistogramVec(&metrics.HistogramOpts{
+		Subsystem: "atoll", Name: "pod_start_phase_seconds",
+		Help:           "Time that a phase of pods' starts was under way, until the first container ran; phase total is all of it.",
+		Buckets:        []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300},
+		StabilityLevel: metrics.ALPHA,
+	}, []string{"phase"})
 	hostInfo = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Subsystem: "atoll", Name: "host_info",
 		Help:           "1, labelled with how pod VMs run on this host.",
@@ -30,6 +36,6 @@ var (
 )
 
 func registerMetrics(f Facts, version string) {
-	legacyregistry.MustRegister(admissionRefusals, preparationsTotal, vmFaults, hostInfo)
+	legacyregistry.MustRegister(admissionRefusals, preparationsTotal, vmFaults, startPhases, hostInfo)
 	hostInfo.WithLabelValues(f.Accelerator, f.KVM, f.GuestKernel, f.GuestRelease, version).Set(1)
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// Faults calls its argument for every fault of a pod's VM, and when it is
 	// over. May be nil.
 	Faults func(func(vmpod.Fault))
+	// Starts calls its argument when the first container of a pod's VM has
+	// started. May be nil.
+	Starts func(func(vmpod.Start))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
 	// Facts about the hypervisor, for labels, condition and events.

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	tracingapi "k8s.io/component-base/tracing/api/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/cm"
@@ -106,9 +107,22 @@ func kubeletServer(c *v1alpha1.SphereletConfiguration, p config.Paths, labels ma
 		k.EvictionHard = defaultEviction
 	}
 	k.MaxOpenFiles = maxOpenFiles(k.MaxOpenFiles)
+	k.Tracing = Tracing(c)
 	secure(k, c.ClientCAFile)
 	withoutHost(k)
 	return &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *k}, nil
+}
+
+// Tracing is the setting as upstream's components have it; nil: none.
+func Tracing(c *v1alpha1.SphereletConfiguration) *tracingapi.TracingConfiguration {
+	if c.Tracing == nil {
+		return nil
+	}
+	t := &tracingapi.TracingConfiguration{SamplingRatePerMillion: &c.Tracing.SamplingRatePerMillion}
+	if c.Tracing.Endpoint != "" {
+		t.Endpoint = &c.Tracing.Endpoint
+	}
+	return t
 }
 
 // maxOpenFiles is what the kubelet wants, or the hard limit where it may not

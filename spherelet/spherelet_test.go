@@ -274,7 +274,7 @@ func TestConditions(t *testing.T) {
 
 func TestKubeletServerIsValid(t *testing.T) {
 	cfg, err := config.Parse([]byte("apiVersion: atoll.dev/v1alpha1\nkind: SphereletConfiguration\nnodeName: a\nnodeIP: 192.0.2.1\n" +
-		"dataDir: /var/lib/a\nclientCAFile: /ca\nclusterCIDR: 198.19.0.0/16\ntaints: [\"a=b:NoSchedule\"]\nlabels: {example.com/x: \"y\"}\nhypervisor: {guest: /g}\n"))
+		"dataDir: /var/lib/a\nclientCAFile: /ca\nclusterCIDR: 198.19.0.0/16\ntaints: [\"a=b:NoSchedule\"]\nlabels: {example.com/x: \"y\"}\nhypervisor: {guest: /g}\ntracing: {samplingRatePerMillion: 7}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,6 +290,9 @@ func TestKubeletServerIsValid(t *testing.T) {
 	}
 	if s.NodeLabels[LabelAccelerator] != "kvm" || s.NodeLabels["example.com/x"] != "y" || len(s.RegisterWithTaints) != 1 {
 		t.Errorf("labels %v, taints %v", s.NodeLabels, s.RegisterWithTaints)
+	}
+	if s.Tracing == nil || s.Tracing.Endpoint != nil || *s.Tracing.SamplingRatePerMillion != 7 {
+		t.Errorf("tracing %+v", s.Tracing)
 	}
 	reserved, err := allocatable(&s.KubeletConfiguration)
 	if err != nil || len(reserved.HardEvictionThresholds) != 4 {

@@ -68,6 +68,9 @@ type SphereletConfiguration struct {
 	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
 	Images     ImagesConfiguration     `json:"images,omitempty"`
 	Streaming  StreamingConfiguration  `json:"streaming,omitempty"`
+	// Tracing sends spans of the kubelet, the runtime and its calls into pod
+	// VMs; default none.
+	Tracing *TracingConfiguration `json:"tracing,omitempty"`
 	// HostDirectories are the directories of this host that pods may mount by
 	// hostPath, live; default none. Everybody who may create pods on this node
 	// can then read, and unless they are read-only change, all that lies below
@@ -132,4 +135,15 @@ type StreamingConfiguration struct {
 	// CertFile and KeyFile (PEM) make streams HTTPS; default plain HTTP.
 	CertFile string `json:"certFile,omitempty"`
 	KeyFile  string `json:"keyFile,omitempty"`
+}
+
+// TracingConfiguration says where OpenTelemetry spans go, as the kubelet's
+// setting of the same name.
+type TracingConfiguration struct {
+	// Endpoint is the collector's host and port (OTLP over gRPC, without TLS);
+	// default "localhost:4317".
+	Endpoint string `json:"endpoint,omitempty"`
+	// SamplingRatePerMillion is how many of a million syncs of pods are traced
+	// that nobody has traced above, 0 to 1000000; default 0: only those.
+	SamplingRatePerMillion int32 `json:"samplingRatePerMillion,omitempty"`
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/component-base/tracing"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/cri"
@@ -42,6 +43,7 @@ type host struct {
 	network netplugin.Network
 	images  *image.Store
 	runtime *cri.Server
+	tracing tracing.TracerProvider // nil: none
 }
 
 // run runs the node until ctx ends.
@@ -74,6 +76,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			Preparer:    h.runtime,
 			Subscribe:   h.runtime.Subscribe,
 			Faults:      h.runtime.Faults,
+			Starts:      h.runtime.Starts,
 			VolumeUsage: h.runtime.VolumeUsage,
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,
@@ -145,12 +148,16 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	traced, err := h.openTracing(ctx)
+	if err != nil {
+		return err
+	}
 	h.runtime, err = cri.New(ctx, cri.Config{
 		StreamIdleTimeout: duration(h.cfg.Streaming.IdleTimeout), StreamTLS: streamTLS,
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
 		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
-		Version: version.Version, Info: h.info,
+		Version: version.Version, Info: h.info, ServerOptions: traced,
 	})
 	return err
 }
@@ -167,6 +174,7 @@ func (h *host) close() error {
 	if h.driver != nil {
 		errs = append(errs, h.driver.Close())
 	}
+	h.closeTracing()
 	return errors.Join(errs...)
 }
 

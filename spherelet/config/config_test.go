@@ -51,6 +51,8 @@ func TestParseErrors(t *testing.T) {
 		{"verbosity", minimal + "kubeletVerbosity: 9\n", "bodies of Secrets"},
 		{"accelerator", strings.Replace(minimal, "  guest:", "  accelerator: xen\n  guest:", 1), `accelerator is "xen"`},
 		{"unpacked size", minimal + "\nimages: {maxUnpackedSize: 1Ki}\n", "at least 64Mi"},
+		{"collector", minimal + "\ntracing: {endpoint: collector}\n", `tracing.endpoint is "collector", must be host:port`},
+		{"sampling", minimal + "\ntracing: {samplingRatePerMillion: 1000001}\n", "must be 0 to 1000000"},
 		{"ephemeral", strings.Replace(minimal, "  guest:", "  ephemeralDefault: 1Ki\n  guest:", 1), "at least 64Mi"},
 		{"CIDR", strings.Replace(minimal, "198.19.0.0/16", "ten", 1), `clusterCIDR is "ten"`},
 		{"no CIDR", strings.Replace(minimal, "198.19.0.0/16", "\"\"", 1), "kubeProxy: false"},

@@ -177,6 +177,7 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 		errs = append(errs, invalid("images.maxConcurrentDownloads is %d, must be 1 to 32", n))
 	}
 	errs = append(errs, validDurations(map[string]string{"images.progressTimeout": c.Images.ProgressTimeout, "streaming.idleTimeout": c.Streaming.IdleTimeout})...)
+	errs = append(errs, validTracing(c.Tracing))
 	if (c.Streaming.CertFile == "") != (c.Streaming.KeyFile == "") {
 		errs = append(errs, invalid("streaming.certFile is %q and streaming.keyFile %q, must be set both or not at all", c.Streaming.CertFile, c.Streaming.KeyFile))
 	}
@@ -199,4 +200,18 @@ func validDurations(values map[string]string) []error {
 		}
 	}
 	return errs
+}
+
+func validTracing(t *v1alpha1.TracingConfiguration) error {
+	if t == nil {
+		return nil
+	}
+	var errs []error
+	if _, port, err := net.SplitHostPort(t.Endpoint); t.Endpoint != "" && (err != nil || port == "") {
+		errs = append(errs, invalid("tracing.endpoint is %q, must be host:port", t.Endpoint))
+	}
+	if t.SamplingRatePerMillion < 0 || t.SamplingRatePerMillion > 1e6 {
+		errs = append(errs, invalid("tracing.samplingRatePerMillion is %d, must be 0 to 1000000", t.SamplingRatePerMillion))
+	}
+	return errors.Join(errs...)
 }
