@@ -104,10 +104,7 @@ func (p *pod) startContainer(ctx context.Context, c *container) error {
 		ContainerId: c.ID, Stdin: c.Config.GetStdin(), Tty: c.Config.GetTty(),
 	})
 	if err != nil {
-		// The guest knows the call's deadline and may find it over first: that
-		// says nothing of the container.
-		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-		if !late && !errdefs.IsUnavailable(err) {
+		if !tooLate(ctx, err) && !errdefs.IsUnavailable(err) {
 			p.failedStart(c.ID, err)
 		}
 		return err
@@ -137,6 +134,13 @@ func running(c *container, startedNs int64) bool {
 		c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
 	return true
+}
+
+// tooLate says that a call to the guest failed for want of time: that tells
+// nothing of what it asked for, which the guest may still do. The guest knows
+// the call's deadline and may find it over first.
+func tooLate(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // failedStart records a container that could not be started as containerd

@@ -73,7 +73,7 @@ func (s *Server) startExec(ctx context.Context, containerID string, cmd []string
 	e := &execution{pod: p, session: session, cid: c.ID, id: newID()[:16]}
 	start := &agentapi.StartProcessRequest{ContainerId: e.cid, ExecId: e.id, Process: b, Stdin: stdin, Tty: tty}
 	if _, err = session.StartProcess(ctx, start); err != nil {
-		if ctx.Err() != nil {
+		if tooLate(ctx, err) {
 			go e.abandon(start)
 		}
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
