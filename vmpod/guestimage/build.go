@@ -166,7 +166,6 @@ func collect(ctx context.Context, k kernel, o Options) ([]entry, error) {
 		return entries, nil
 	}
 	modules, err := moduleEntries(ctx, k.modules)
-	entries = append(entries, entry{path: modprobePath, mode: modeSymlink | 0o777, data: []byte("/init")})
 	return append(entries, modules...), err
 }
 

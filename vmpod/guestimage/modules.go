@@ -52,9 +52,6 @@ var demandModules = map[string][]string{
 	"veth":     {"veth"},
 }
 
-// modprobePath is the kernel's default (CONFIG_MODPROBE_PATH).
-const modprobePath = "/sbin/modprobe"
-
 // optionalModules may be missing without an error: not every kernel release
 // has them under this name, and a pod VM runs without.
 var optionalModules = map[string]bool{

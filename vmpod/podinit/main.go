@@ -72,6 +72,7 @@ func run() error {
 	iomem, _ := os.ReadFile("/proc/iomem")
 	a.kept = keptMemory(string(iomem), now().Memory)
 	a.modules = loadBehind(rest)
+	go offerModules(a.modules)
 	slog.Info("agent ready", "version", Version, "init", time.Duration(began), "ready", time.Duration(uptime()))
 	return agentapi.Serve(context.Background(), port, a, func(format string, args ...any) {
 		slog.Warn("agent session", "detail", fmt.Sprintf(format, args...))

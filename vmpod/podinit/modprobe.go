@@ -9,9 +9,26 @@ import (
 	"strings"
 )
 
-// modprobeFile is where the kernel looks for who loads modules on demand: a
-// link to this program.
+// modprobeFile is where the kernel looks for who loads modules on demand
+// (CONFIG_MODPROBE_PATH): a link to this program.
 const modprobeFile = "/sbin/modprobe"
+
+// offerModules makes the link, where there is something to load, and not
+// before the boot is over: the kernel asks for much then that is not there,
+// and each question would cost the start of a program.
+func offerModules(booted <-chan struct{}) {
+	<-booted
+	if sets, _ := filepath.Glob("/modules/*/*.ko"); len(sets) == 0 {
+		return
+	}
+	err := os.MkdirAll(filepath.Dir(modprobeFile), 0o755)
+	if err == nil {
+		err = os.Symlink("/init", modprobeFile)
+	}
+	if err != nil {
+		slog.Warn("kernel modules cannot be loaded on demand", "error", err)
+	}
+}
 
 // moduleSet is the name of a directory of modules that belong together.
 var moduleSet = regexp.MustCompile(`^[a-z0-9_]{1,32}$`)
