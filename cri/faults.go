@@ -25,12 +25,12 @@ const minFree = 1 << 20
 // diskFault says whether the file system of the pods' disks, or that of the
 // state, is full.
 func (s *Server) diskFault() (reason, message string) {
-	for what, dir := range map[string]string{"the pods' disks": s.containerFS(), "the runtime's state": s.config.StateDir} {
+	for _, of := range []struct{ what, dir string }{{"the pods' disks", s.containerFS()}, {"the runtime's state", s.config.StateDir}} {
 		var st unix.Statfs_t
-		if dir == "" || unix.Statfs(dir, &st) != nil || st.Bavail*uint64(st.Bsize) >= minFree {
+		if of.dir == "" || unix.Statfs(of.dir, &st) != nil || st.Bavail*uint64(st.Bsize) >= minFree {
 			continue
 		}
-		return vmpod.ReasonHostDiskFull, fmt.Sprintf("the file system of %s (%s) is full: free space on it", what, dir)
+		return vmpod.ReasonHostDiskFull, fmt.Sprintf("the file system of %s (%s) is full: free space on it", of.what, of.dir)
 	}
 	if n := s.store.unrecorded(); n > 0 {
 		return "StateNotRecorded", fmt.Sprintf("%d changes could not be written to %s yet; they are kept in memory", n, s.store.db.Path())

@@ -13,7 +13,7 @@ const settleEvery = 2 * time.Second
 // late notes that the disk refused a record that memory has; mu is held.
 func (s *store) late(id string, err error) {
 	if err == nil {
-		delete(s.behind, id)
+		s.caughtUp(id)
 		return
 	}
 	s.behind[id] = true
@@ -21,6 +21,17 @@ func (s *store) late(id string, err error) {
 	case s.refused <- struct{}{}:
 	default:
 	}
+}
+
+// caughtUp notes that the disk has the present state of a record, or that the
+// record is gone; mu is held.
+func (s *store) caughtUp(id string) {
+	if !s.behind[id] {
+		return
+	}
+	delete(s.behind, id)
+	close(s.shrunk)
+	s.shrunk = make(chan struct{})
 }
 
 // unrecorded counts the records that the disk lacks.
@@ -35,13 +46,13 @@ func (s *store) unrecorded() int {
 func (s *store) awaitRecorded(ctx context.Context, id string) bool {
 	for {
 		s.mu.RLock()
-		behind := s.behind[id]
+		behind, shrunk := s.behind[id], s.shrunk
 		s.mu.RUnlock()
 		if !behind {
 			return true
 		}
 		select {
-		case <-time.After(settleEvery / 2):
+		case <-shrunk:
 		case <-ctx.Done():
 			return false
 		}
@@ -82,7 +93,9 @@ func (s *store) settle() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.behind)
+	for id := range s.behind {
+		s.caughtUp(id)
+	}
 	return nil
 }
 

@@ -50,7 +50,7 @@ type pod struct {
 	verdict *vmpod.Exit // why the machine was given up; nil if it was not
 	closed  bool        // nothing new begins
 
-	latest lastReading // what stats are told from
+	latest *lastReading // what stats are told from
 }
 
 // A process is the live side of one container.
@@ -73,6 +73,7 @@ func (s *Server) newPod(id string, vm vmpod.ID, m vmpod.Machine, l *link) *pod {
 		dead:    make(chan struct{}),
 		procs:   map[string]*process{},
 		volumes: map[string]*liveVolume{},
+		latest:  newLastReading(),
 	}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
 	return p

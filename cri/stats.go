@@ -119,28 +119,23 @@ const statsFresh = minInterval
 // A lastReading is a pod's latest reading; one caller at a time makes a new one,
 // and those who came meanwhile share it.
 type lastReading struct {
-	mu   sync.Mutex
-	turn chan struct{} // of one; nil until the first reading
-	last *reading
+	turn chan struct{} // of one
+	last *reading      // whose turn it is may look
 }
+
+func newLastReading() *lastReading { return &lastReading{turn: make(chan struct{}, 1)} }
 
 // take waits for the caller's turn. It returns a reading that is good enough,
 // or nil and the duty to call give.
 func (l *lastReading) take(ctx context.Context) (*reading, error) {
-	l.mu.Lock()
-	if l.turn == nil {
-		l.turn = make(chan struct{}, 1)
-	}
-	turn := l.turn
-	l.mu.Unlock()
 	select {
-	case turn <- struct{}{}:
+	case l.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("another reading of the guest is under way: %w", ctx.Err())
 	}
 	if l.last != nil && time.Since(l.last.at) < statsFresh {
 		r := *l.last
-		<-turn
+		<-l.turn
 		return &r, nil
 	}
 	return nil, nil

@@ -10,7 +10,7 @@ import (
 // Those who ask side by side share one reading, and one that failed holds
 // nobody up.
 func TestLastReadingIsShared(t *testing.T) {
-	var l lastReading
+	l := newLastReading()
 	ctx := t.Context()
 	if r, err := l.take(ctx); r != nil || err != nil {
 		t.Fatalf("the first caller got %v, %v", r, err)

@@ -112,6 +112,8 @@ type store struct {
 	subs       map[*subscription]struct{}
 	behind     map[string]bool // ids of what the disk has refused; see settle
 
+	shrunk chan struct{} // closed when behind shrinks
+
 	refused chan struct{} // told when behind grows
 }
 
@@ -129,6 +131,7 @@ func openStore(path string, secrets secretStore) (s *store, fresh bool, err erro
 		byVM:       map[vmpod.ID]string{},
 		subs:       map[*subscription]struct{}{},
 		behind:     map[string]bool{},
+		shrunk:     make(chan struct{}),
 		refused:    make(chan struct{}, 1),
 	}
 	if fresh, err = s.load(); err != nil {
@@ -293,10 +296,10 @@ func (s *store) removeSandbox(id string) error {
 	defer s.mu.Unlock()
 	for _, c := range cs {
 		delete(s.containers, c.ID)
-		delete(s.behind, c.ID)
+		s.caughtUp(c.ID)
 	}
 	delete(s.sandboxes, id)
-	delete(s.behind, id)
+	s.caughtUp(id)
 	delete(s.byVM, old.VM)
 	s.emitGone(old, id)
 	return nil
@@ -373,7 +376,7 @@ func (s *store) removeContainer(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, id)
-	delete(s.behind, id)
+	s.caughtUp(id)
 	s.emit(old.SandboxID, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }
