@@ -19,7 +19,7 @@ func watchClients(h http.Handler) http.Handler {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		r, v5 := speakV5(r.WithContext(ctx))
-		h.ServeHTTP(&hijacker{w, cancel, v5}, r)
+		h.ServeHTTP(throughTunnel(&hijacker{w, cancel, v5}, r))
 	})
 }
 

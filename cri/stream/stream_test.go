@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	gorilla "github.com/gorilla/websocket"
 	"golang.org/x/net/websocket"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -360,14 +361,42 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// Many connections through one port-forward, at once.
 func TestPortForward(t *testing.T) {
-	s, _ := start(t, Options{})
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: []int32{80}})
-	if err != nil {
-		t.Fatal(err)
+	forward := func(t *testing.T) string {
+		s, _ := start(t, Options{})
+		resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: []int32{80}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Url
 	}
-	conn := upgrade(t, resp.Url, portforward.ProtocolV1Name, nil)
+	t.Run("SPDY", func(t *testing.T) {
+		forwardMany(t, upgrade(t, forward(t), portforward.ProtocolV1Name, nil))
+	})
+	t.Run("tunnel", func(t *testing.T) {
+		url := strings.Replace(forward(t), "http", "ws", 1)
+		dialer := gorilla.Dialer{Subprotocols: []string{tunnelPrefix + portforward.ProtocolV1Name}}
+		ws, resp, err := dialer.DialContext(t.Context(), url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		conn, err := spdy.NewClientConnection(&tunnelConn{Conn: ws.NetConn(), ws: ws})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		forwardMany(t, conn)
+		// Its token worked once; a refusal is plain HTTP.
+		_, resp, err = dialer.DialContext(t.Context(), url, nil)
+		if err == nil || resp.StatusCode != http.StatusNotFound {
+			t.Errorf("the same URL again: %v, %+v", err, resp)
+		}
+	})
+}
+
+// forwardMany makes many connections through one port-forward, at once.
+func forwardMany(t *testing.T, conn httpstream.Connection) {
 	var wg sync.WaitGroup
 	for i := range 50 {
 		open := func(kind string) httpstream.Stream {
