@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e critest crash crash-matrix fuzz bench lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -88,6 +88,8 @@ test-suites: build ## driver, network and disk suites, which boot VMs
 	@$(GO) run ./internal/testsum suites
 test-e2e: build bin/kubelet ## scripts that drive a cluster as a user would
 	@$(GO) run ./internal/testsum e2e
+test-e2e-idle: build ## exec, attach and port-forward, used again after IDLE=10m of silence
+	@ATOLL_IDLE=$(or $(IDLE),10m) $(GO) test ./e2e -count=1 -timeout=60m -run '^TestScripts$$/^idle$$' -v
 lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 	@$(GO) run ./internal/testsum lint
 

@@ -1,14 +1,16 @@
 // Package e2e drives a real cluster as its users do: atoll, kubectl, crictl.
 //
 // Each script in testdata reads as a session and runs in a Kubernetes
-// namespace of its own; those in testdata/alone kill the node's daemon. All of them share one isolated cluster: the test
-// binary brings it up, runs itself once more inside the cluster's network
-// namespace, and takes the cluster down again; what is left behind fails the
-// run.
+// namespace of its own; those in testdata/alone kill the node's daemon. All of
+// them share one isolated cluster: the test binary brings it up, runs itself
+// once more inside the cluster's network namespace, and takes the cluster down
+// again; what is left behind fails the run.
 //
 //	go test ./e2e                    everything
 //	go test ./e2e -run 'Scripts/exec' one script (testdata/exec.txt)
 //	ATOLL_E2E_KEEP=1 go test ./e2e   leave the cluster for a look
+//	ATOLL_IDLE=10m go test ./e2e -run Scripts/^idle
+//	                                 streams that are silent for so long
 package e2e
 
 import (
@@ -17,12 +19,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
+
+// defaultIdle is how long testdata/idle.txt keeps streams silent unless
+// ATOLL_IDLE says otherwise: longer than the minute that HTTP servers and
+// proxies like to give.
+const defaultIdle = 75 * time.Second
 
 // insideEnv tells the second run of this binary where its cluster is.
 const insideEnv = "ATOLL_E2E_DATA"
@@ -237,6 +245,13 @@ func setup(env *testscript.Env, data string) error {
 	if err != nil {
 		return err
 	}
+	idle := defaultIdle
+	if s := os.Getenv("ATOLL_IDLE"); s != "" {
+		if idle, err = time.ParseDuration(s); err != nil {
+			return fmt.Errorf("ATOLL_IDLE: %w", err)
+		}
+	}
+	env.Setenv("IDLE", strconv.Itoa(int(idle.Seconds())))
 	env.Setenv("HOST_BOOT_ID", strings.TrimSpace(string(bootID)))
 	return nil
 }
