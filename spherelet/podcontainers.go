@@ -26,6 +26,10 @@ type podContainerManager struct {
 	// resizing is told of a pod before the kubelet resizes it, and possibly
 	// without a cause; nil: nobody is.
 	resizing func(*v1.Pod)
+	// starting is called at the beginning of each sync of a pod, before the
+	// kubelet waits for its volumes, by the pod's own worker; it may block.
+	// Nil: nothing is.
+	starting func(*v1.Pod)
 
 	mu sync.Mutex // orders reading and writing of the files
 }
@@ -63,6 +67,9 @@ func (m *podContainerManager) GetPodContainerName(pod *v1.Pod) (cm.CgroupName, s
 // Exists is always true (the kubelet would kill pods otherwise). It is the
 // first call for a pod, so what the pod starts with is recorded here.
 func (m *podContainerManager) Exists(pod *v1.Pod) bool {
+	if m.starting != nil {
+		m.starting(pod)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lookup(pod)

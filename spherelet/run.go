@@ -117,6 +117,11 @@ func (n *node) assemble(ctx context.Context) error {
 	n.deps.CAdvisorInterface = patientHost{n.host}
 	manager := newContainerManager(n.host, nodeConfig(n.o.Config.NodeName, n.o.Paths.Kubelet, reserved), admit, n.o.Paths.Kubelet)
 	manager.pods.resizing = admit.resizing
+	manager.pods.starting = func(pod *v1.Pod) {
+		if k := n.kubelet.Load(); k != nil {
+			awaitVolumes(k, pod)
+		}
+	}
 	n.deps.ContainerManager = manager
 	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage, config.HostDirectories(n.o.Config))
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
