@@ -55,7 +55,7 @@ func newFaultRoom(t *testing.T) *faultRoom {
 		t.Skipf("cannot mount a tmpfs: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(r.disks, unix.MNT_DETACH) })
-	disks, err := local.NewEphemeral(r.disks + "/d")
+	disks, err := local.NewEphemeral(local.Config{Dir: r.disks + "/d"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func newRealHost(t *testing.T) *realHost {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.images.Close() })
-	if h.disks, err = local.NewEphemeral(h.dir + "/disks"); err != nil {
+	if h.disks, err = local.NewEphemeral(local.Config{Dir: h.dir + "/disks"}); err != nil {
 		t.Fatal(err)
 	}
 	if h.network, err = tap.New(tap.Config{StateDir: h.dir + "/net", NodeIP: netip.MustParseAddr("198.18.0.1")}); err != nil {

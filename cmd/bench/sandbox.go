@@ -43,7 +43,7 @@ func benchSandbox(ctx context.Context, vm *vmBench, n int, all *results) error {
 		return err
 	}
 	defer images.Close()
-	ephemeral, err := local.NewEphemeral(filepath.Join(vm.dir, "disks"))
+	ephemeral, err := local.NewEphemeral(local.Config{Dir: filepath.Join(vm.dir, "disks")})
 	if err != nil {
 		return err
 	}

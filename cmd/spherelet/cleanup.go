@@ -180,7 +180,7 @@ func removeDisks(ctx context.Context, p config.Paths) error {
 	if _, err := os.Stat(p.Disks); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	disks, err := local.NewEphemeral(p.Disks)
+	disks, err := local.NewEphemeral(local.Config{Dir: p.Disks})
 	if err != nil {
 		return err
 	}

@@ -136,7 +136,7 @@ func (h *host) open(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	ephemeral, err := local.NewEphemeral(h.paths.Disks)
+	ephemeral, err := local.NewEphemeral(local.Config{Dir: h.paths.Disks, Quota: guest.Quota})
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,18 @@ func (h *host) open(ctx context.Context) error {
 		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info, ServerOptions: traced,
 	})
+	if err == nil {
+		go makeMasters(ctx, ephemeral, byDefault.Value())
+	}
 	return err
+}
+
+// makeMasters formats, behind the start, what pods' disks are copied from.
+// Without it each first disk of a size waits for its master.
+func makeMasters(ctx context.Context, disks *local.Ephemeral, byDefault int64) {
+	if err := disks.MakeMasters(ctx, byDefault); err != nil && ctx.Err() == nil {
+		slog.Warn("masters of the pods' disks could not be made; pods' disks try again", "err", err)
+	}
 }
 
 // close leaves the VMs running.

@@ -290,6 +290,7 @@ func (c *census) disks() error {
 	if err != nil {
 		return err
 	}
+	there = slices.DeleteFunc(there, func(name string) bool { return name == ".masters" }) // no pod's: see ours
 	for i := range there {
 		there[i] = strings.TrimSuffix(there[i], ".ext4")
 	}
@@ -352,7 +353,7 @@ func (c *census) imageStore() error {
 
 // ours are the files that a data directory has besides those that the other
 // looks are at.
-var ours = regexp.MustCompile(`^(version|disks/[^/]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.erofs|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
+var ours = regexp.MustCompile(`^(version|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.erofs|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
 
 // strangers notes files below the data directory that are nobody's.
 func (c *census) strangers() error {

@@ -56,7 +56,7 @@ func at(points ...fp.Point) []visit {
 var plan = map[operation][]visit{
 	pullImage: append(at(fp.PullDiskRecorded, fp.PullLeased, fp.PullManifest, fp.PullLayer, fp.PullLinked, fp.PullBuilt, fp.PullNamed, fp.PullUnleased),
 		visit{fp.PullLayer, 2}),
-	recoverOp:       at(fp.EraseDirHalf, fp.ReclaimMachineRemoved, fp.DetachTap, fp.DiskErased),
+	recoverOp:       at(fp.EraseDirHalf, fp.ReclaimMachineRemoved, fp.DetachTap, fp.DiskErased, fp.MasterFormatted, fp.MasterNamed),
 	prepareOp:       at(fp.LaunchStarted, fp.RunIntentRecorded, fp.AttachTapMade, fp.DiskFormatted, fp.LaunchDirMade, fp.LaunchRecorded, fp.LaunchMonitored, fp.LaunchContinued, fp.RunAgentAnswered),
 	forgetOp:        at(fp.DetachTap, fp.ReclaimBegun, fp.EraseSockets, fp.DiskErased, fp.HoldErased, fp.ReclaimIntentDropped),
 	runPod:          at(fp.RunGuestSetUp, fp.AttachRecorded, fp.AttachTapUp, fp.AttachFiltered, fp.RunNetworkAttached, fp.DiskLinked, fp.RunDiskMade, fp.LaunchDirHalf, fp.LaunchListening, fp.LaunchAccounted, fp.RunLaunched, fp.RunClaimed, fp.RunRecorded),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -240,6 +241,11 @@ func (r *round) recovers() error {
 		return err
 	}
 	res := result{visit: v, op: recoverOp}
+	if v.point == fp.MasterFormatted || v.point == fp.MasterNamed { // met by the first start alone
+		if err := os.RemoveAll(filepath.Join(r.node.data, "disks/.masters")); err != nil {
+			return err
+		}
+	}
 	if _, err := r.node.start(fmt.Sprintf("%s@%d=kill", v.point, max(v.nth, 1))); err != nil {
 		return err
 	}

@@ -103,9 +103,11 @@ const (
 
 // Points of the pods' writable disks.
 const (
-	DiskFormatted Point = "disk/create/formatted"
-	DiskLinked    Point = "disk/create/linked"
-	DiskErased    Point = "disk/remove/erased"
+	MasterFormatted Point = "disk/master/formatted"
+	MasterNamed     Point = "disk/master/named"
+	DiskFormatted   Point = "disk/create/formatted"
+	DiskLinked      Point = "disk/create/linked"
+	DiskErased      Point = "disk/remove/erased"
 )
 
 // Points of the image store.
@@ -130,7 +132,7 @@ const (
 var All = []Point{
 	PullLeased, PullManifest, PullLayer, PullLinked, PullBuilt, PullDiskRecorded, PullNamed, PullUnleased,
 	RunIntentRecorded, AttachRecorded, AttachTapMade, AttachTapUp, AttachFiltered, RunNetworkAttached,
-	DiskFormatted, DiskLinked, RunDiskMade,
+	MasterFormatted, MasterNamed, DiskFormatted, DiskLinked, RunDiskMade,
 	LaunchDirHalf, LaunchDirMade, LaunchListening, LaunchStarted, LaunchRecorded, LaunchMonitored, LaunchAccounted, LaunchContinued,
 	RunLaunched, RunAgentAnswered, RunClaimed, RunGuestSetUp, RunRecorded,
 	HoldRecorded, PlugRecorded, PlugNodeAdded, PlugDeviceAdded,

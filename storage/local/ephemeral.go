@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,46 +27,65 @@ import (
 const Label = "atoll-eph"
 
 const (
-	// minBytes is the smallest disk that ext4 makes sense on.
-	minBytes = 16 << 20
-	// reserve is what mkfs may need on the host (1.2 MB for 2 GiB, more for
-	// larger disks' group descriptors).
+	// reserve is what must be free on the host for a disk to be made (which
+	// takes 0.2 MB up to 64 GiB, 3 MB for 1 TiB).
 	reserve = 8 << 20
 
 	suffix     = ".ext4"
 	tempPrefix = ".making-"
 )
 
+// A Config says where disks lie and what their file systems can do.
+type Config struct {
+	// Dir keeps the disks, and the masters that they are copied from.
+	Dir string
+	// Quota has file systems count what each project uses, and limit it. The
+	// guest's kernel must know project quotas, or it refuses to mount them.
+	Quota bool
+}
+
 // Ephemeral implements storage.Ephemeral. Keys are at most 128 characters of
 // [A-Za-z0-9._-], the first a letter or digit.
 type Ephemeral struct {
-	dir  string
-	mkfs string
+	dir     string
+	masters *masters
 }
 
 var _ storage.Ephemeral = (*Ephemeral)(nil)
 
-// NewEphemeral keeps disks in dir, which it makes (0711: QEMU may run as
+// NewEphemeral keeps disks in c.Dir, which it makes (0711: QEMU may run as
 // another user, which is told the path; each disk is 0600). It erases what a
 // Create that died left. It needs mkfs.ext4 of e2fsprogs.
-func NewEphemeral(dir string) (*Ephemeral, error) {
+func NewEphemeral(c Config) (*Ephemeral, error) {
 	mkfs, err := lookMkfs()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
 		return nil, fmt.Errorf("directory of the pods' disks: %w", err)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
+	for _, pattern := range []string{tempPrefix + "*", filepath.Join(mastersDir, "*", tempPrefix+"*")} {
+		left, err := filepath.Glob(filepath.Join(c.Dir, pattern))
+		if err != nil {
 			return nil, err
 		}
+		for _, path := range left {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+		}
 	}
-	return &Ephemeral{dir: dir, mkfs: mkfs}, nil
+	return &Ephemeral{dir: c.Dir, masters: newMasters(c.Dir, mkfs, c.Quota)}, nil
+}
+
+// MakeMasters formats the masters of first (bytes, a disk's size) and of all
+// sizes up to 64 GiB, so that no Create has to wait for one. It returns at once
+// when they are there. Meant to run behind a start.
+func (e *Ephemeral) MakeMasters(ctx context.Context, first int64) error {
+	if err := e.masters.makeAll(ctx, class(first)); err != nil {
+		return e.explain("masters", err)
+	}
+	return nil
 }
 
 func lookMkfs() (string, error) {
@@ -88,10 +106,12 @@ func (e *Ephemeral) path(key string) (string, error) {
 	return filepath.Join(e.dir, key+suffix), nil
 }
 
-// Create implements storage.Ephemeral: an ext4 file system on a sparse file of
-// bytes, rounded up to whole MiB and at least 16 MiB. A disk that is there is
-// returned as it is, whatever its size. Errors wrap ErrInvalidArgument for a
-// bad key or size and ErrResourceExhausted when the host's disk is full.
+// Create implements storage.Ephemeral: an ext4 file system with a UUID of its
+// own on a sparse file, copied from a master. Its size is bytes rounded up to a
+// size that has one: at least 16 MiB, at most a quarter more than bytes. A disk
+// that is there is returned as it is, whatever its size. Errors wrap
+// ErrInvalidArgument for a bad key or size and ErrResourceExhausted when the
+// host's disk is full.
 func (e *Ephemeral) Create(ctx context.Context, key string, bytes int64) (string, error) {
 	path, err := e.path(key)
 	if err != nil {
@@ -103,29 +123,31 @@ func (e *Ephemeral) Create(ctx context.Context, key string, bytes int64) (string
 	if _, err := os.Lstat(path); err == nil {
 		return path, nil
 	}
-	bytes = max(minBytes, (bytes+1<<20-1)>>20<<20)
-	if err := e.make(ctx, path, key, bytes); err != nil {
+	if err := e.make(ctx, path, key, class(bytes)); err != nil {
 		return "", e.explain(key, err)
 	}
 	return path, nil
 }
 
-// make formats a file beside path and links it there, so that path is whole or
+// make fills a file beside path and links it there, so that path is whole or
 // not there; of two that make the same disk, one comes first and is kept.
-func (e *Ephemeral) make(ctx context.Context, path, key string, bytes int64) error {
+func (e *Ephemeral) make(ctx context.Context, path, key string, class int64) error {
+	if err := room(e.dir); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(e.dir, tempPrefix+key+"-*") // 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	err = f.Truncate(bytes)
+	err = e.masters.copyTo(ctx, f, class)
+	if err == nil {
+		err = newIdentity(f)
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return err
-	}
-	if err := e.format(ctx, f.Name()); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.DiskFormatted)
@@ -136,31 +158,17 @@ func (e *Ephemeral) make(ctx context.Context, path, key string, bytes int64) err
 	return nil
 }
 
-func (e *Ephemeral) format(ctx context.Context, path string) error {
+// room is ENOSPC when the host's disk is about to be full: copying metadata
+// takes little, and what it would take from a full disk others need more.
+func room(dir string) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(e.dir, &st); err != nil {
+	if err := unix.Statfs(dir, &st); err != nil {
 		return err
 	}
 	if int64(st.Bavail)*st.Bsize < reserve {
 		return syscall.ENOSPC
 	}
-	// No journal: the disk does not outlive its VM. Inode tables are left as
-	// the zeros that a fresh sparse file reads as; the guest should mount
-	// with noinit_itable, or its kernel fills them in and the file grows.
-	cmd := exec.CommandContext(ctx, e.mkfs, "-q", "-F", "-L", Label, "-m", "0",
-		"-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path)
-	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if strings.Contains(string(out), syscall.ENOSPC.Error()) {
-		return syscall.ENOSPC
-	}
-	return fmt.Errorf("%s: %w: %s", e.mkfs, err, strconv.Quote(strings.TrimSpace(string(out))))
+	return nil
 }
 
 // explain names the directory and the cure of a full disk.

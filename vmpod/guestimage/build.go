@@ -75,7 +75,7 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 		return Guest{}, err
 	}
 	m := manifest{
-		Kernel: k.release, Flavour: k.flavour, CmdlineExtra: k.cmdline, Inputs: inputs,
+		Kernel: k.release, Flavour: k.flavour, CmdlineExtra: k.cmdline, Quota: k.quota(entries), Inputs: inputs,
 		Files: map[string]string{KernelFile: k.image},
 		Hash:  hexHash(boot, initrd, []byte(k.cmdline)),
 	}
@@ -99,7 +99,7 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 }
 
 // builderVersion changes when the same inputs must give another image.
-const builderVersion = "1"
+const builderVersion = "2"
 
 func (o Options) complete() (Options, error) {
 	if o.Out == "" || o.Podinit == "" {

@@ -51,6 +51,9 @@ type Guest struct {
 	// Cmdline is what this kernel needs on its command line beyond what the
 	// driver says.
 	Cmdline string
+	// Quota says that the kernel can limit projects on ext4: the pods' disks
+	// may have what that takes.
+	Quota bool
 	// Hash names the content of kernel, initramfs and command line; equal
 	// hashes boot equally. It is the key of anything cached per guest.
 	Hash string
@@ -62,6 +65,7 @@ type manifest struct {
 	Flavour      string `json:"flavour"`
 	Podinit      string `json:"podinit"` // sha256 of /init
 	CmdlineExtra string `json:"cmdlineExtra"`
+	Quota        bool   `json:"quota,omitempty"`
 	Hash         string `json:"hash"`
 	// Inputs is the hash of all that Build read; equal inputs build nothing.
 	Inputs string `json:"inputs"`
@@ -115,6 +119,7 @@ func (m manifest) guest(dir string) Guest {
 		KernelRelease: m.Kernel,
 		Flavour:       m.Flavour,
 		Cmdline:       m.CmdlineExtra,
+		Quota:         m.Quota,
 		Hash:          m.Hash,
 	}
 }

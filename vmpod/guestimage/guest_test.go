@@ -284,3 +284,29 @@ func TestSharedLibraries(t *testing.T) {
 		}
 	}
 }
+
+func TestQuotaIsWhatTheKernelHas(t *testing.T) {
+	module := []entry{{path: "/modules/03-quota_tree.ko"}, {path: "/modules/04-quota_v2.ko"}}
+	for _, tt := range []struct {
+		name, config string
+		image        []entry
+		want         bool
+	}{
+		{"built in", "CONFIG_QUOTA=y\nCONFIG_QFMT_V2=y\n", nil, true},
+		{"a module", "CONFIG_QUOTA=y\nCONFIG_QFMT_V2=m\n", module, true},
+		{"a module that is missing", "CONFIG_QUOTA=y\nCONFIG_QFMT_V2=m\n", nil, false},
+		{"another format", "CONFIG_QUOTA=y\nCONFIG_QFMT_V1=y\n# CONFIG_QFMT_V2 is not set\n", module, false},
+		{"none", "# CONFIG_QUOTA is not set\n", module, false},
+	} {
+		file := filepath.Join(t.TempDir(), "config")
+		if err := os.WriteFile(file, []byte(tt.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := (kernel{config: file}).quota(tt.image); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	if (kernel{config: "/no/such/file"}).quota(module) {
+		t.Error("a kernel without a configuration has quotas")
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -38,6 +39,23 @@ type kernel struct {
 	image   string // bzImage or vmlinux
 	modules string // /lib/modules/<release>; empty if nothing is modular
 	cmdline string
+	config  string // what it was built from; may be missing
+}
+
+// quota says whether the kernel was built with project quotas for ext4, and has
+// what it needs of them in the image. One whose configuration is not there is
+// taken for one without.
+func (k kernel) quota(image []entry) bool {
+	b, err := os.ReadFile(k.config)
+	if err != nil {
+		return false
+	}
+	has := map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		has[strings.TrimSpace(line)] = true
+	}
+	module := slices.ContainsFunc(image, func(e entry) bool { return strings.HasSuffix(e.path, "-quota_v2.ko") })
+	return has["CONFIG_QUOTA=y"] && (has["CONFIG_QFMT_V2=y"] || has["CONFIG_QFMT_V2=m"] && module)
 }
 
 // kernelRecord is kernel.json, which kernel/build.sh writes beside a vmlinux.
@@ -94,7 +112,7 @@ func findTuned(dir string) (kernel, error) {
 			continue
 		}
 		if best.image == "" || versionLess(best.release, rec.Release) {
-			best = kernel{release: rec.Release, flavour: FlavourTuned, image: image, cmdline: kernelCmdline}
+			best = kernel{release: rec.Release, flavour: FlavourTuned, image: image, cmdline: kernelCmdline, config: filepath.Join(filepath.Dir(r), "config")}
 		}
 	}
 	if best.image == "" {
@@ -116,7 +134,7 @@ func findStock(bootDir, modulesDir string) (kernel, error) {
 		for _, image := range images {
 			modules := filepath.Join(modulesDir, release(image))
 			if _, err := os.Stat(filepath.Join(modules, "modules.dep")); err == nil {
-				return kernel{release: release(image), flavour: FlavourStock, image: image, modules: modules, cmdline: stockCmdline}, nil
+				return kernel{release: release(image), flavour: FlavourStock, image: image, modules: modules, cmdline: stockCmdline, config: filepath.Join(bootDir, "config-"+release(image))}, nil
 			}
 		}
 	}

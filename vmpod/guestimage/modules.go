@@ -37,6 +37,7 @@ var wantedModules = []string{
 	"erofs",          // image disks
 	"overlay",        // container roots
 	"ext4",           // the writable disk
+	"quota_v2",       // ... and the limits of volumes on it
 	"crc32c-intel",   // ext4's and erofs' checksums in hardware
 	"af_packet",      // raw sockets in pods, DHCP clients
 	"ipv6",
@@ -58,6 +59,7 @@ var optionalModules = map[string]bool{
 	"virtio_mem": true, "pvpanic-pci": true, "crc32c-intel": true,
 	"virtio_rng": true, "ipv6": true, "unix": true, "af_packet": true,
 	"virtiofs": true, "bridge": true, "veth": true,
+	"quota_v2": true,
 }
 
 // A moduleTree is /lib/modules/<release>.
