@@ -3,6 +3,8 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,7 +108,7 @@ type diskFaults struct {
 	last  string
 	full  bool // the last one was for lack of space
 	at    time.Time
-	share string // the host directory whose server has ended
+	lost  map[string]string // by share ID: host directories whose servers have ended
 }
 
 // faultLasts is how long after its last error a disk is said to fail: a guest
@@ -115,8 +117,9 @@ const faultLasts = time.Minute
 
 // describe returns a CamelCase reason and a sentence, empty without faults.
 func (f diskFaults) describe(now time.Time) (reason, message string) {
-	if f.share != "" {
-		return vmpod.ReasonHostDirectoryLost, fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", f.share)
+	if len(f.lost) > 0 {
+		paths := slices.Compact(slices.Sorted(maps.Values(f.lost)))
+		return vmpod.ReasonHostDirectoryLost, fmt.Sprintf("the server of host directory %s has ended: what of the pod uses it hangs until the pod is made anew", strings.Join(paths, ", "))
 	}
 	if len(f.count) == 0 || now.Sub(f.at) > faultLasts {
 		return "", ""

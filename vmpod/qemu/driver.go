@@ -147,15 +147,17 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil:
 			return f, nil
-		}
-		if time.Now().After(deadline) {
-			break
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			f.Close()
+			return nil, &os.PathError{Op: "lock", Path: f.Name(), Err: err}
+		case time.Now().After(deadline):
+			f.Close()
+			return nil, fmt.Errorf("directory %s is in use by another driver: stop that one first: %w", dir, errdefs.ErrUnavailable)
 		}
 	}
-	f.Close()
-	return nil, fmt.Errorf("directory %s is in use by another driver: stop that one first: %w", dir, errdefs.ErrUnavailable)
 }
 
 // Accelerator returns what VMs launched now run on, and if that is TCG though
@@ -332,6 +334,7 @@ func (d *Driver) socketPaths(id vmpod.ID) map[string]string {
 		qmpSocket:     base + "." + qmpSocket,
 		agentSocket:   base + "." + agentSocket,
 		consoleSocket: base + "." + consoleSocket,
+		shareSocket:   base + "." + shareSocket,
 	}
 }
 

@@ -14,9 +14,9 @@ func (d *Driver) Ready(context.Context) error {
 	if _, err := exec.LookPath(d.cfg.Binary); err != nil {
 		return fmt.Errorf("QEMU cannot be run (%v): install it or set its path: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	for what, path := range map[string]string{"kernel": d.cfg.Guest.Kernel, "initramfs": d.cfg.Guest.Initrd} {
-		if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
-			return fmt.Errorf("the guest's %s is not at %s: lay the guest image out again (make guest): %w", what, path, errdefs.ErrFailedPrecondition)
+	for _, file := range []struct{ what, path string }{{"kernel", d.cfg.Guest.Kernel}, {"initramfs", d.cfg.Guest.Initrd}} {
+		if fi, err := os.Stat(file.path); err != nil || !fi.Mode().IsRegular() {
+			return fmt.Errorf("the guest's %s is not at %s: lay the guest image out again (make guest): %w", file.what, file.path, errdefs.ErrFailedPrecondition)
 		}
 	}
 	if d.accel != AcceleratorKVM {

@@ -115,7 +115,7 @@ func (m *Machine) serveShare(s vmpod.Share, allowed vmpod.HostDirectory) (*os.Fi
 	if err := os.MkdirAll(place, 0o700); err != nil {
 		return nil, err
 	}
-	path := strings.TrimSuffix(m.sockets[qmpSocket], qmpSocket) + shareSocket
+	path := m.sockets[shareSocket]
 	listener, err := listen(path)
 	if err != nil {
 		return nil, err
@@ -186,12 +186,12 @@ func (m *Machine) watchServer(e shareEntry) {
 	if e.Server == nil {
 		return
 	}
-	fd, err := e.Server.open()
-	if err != nil {
-		m.serverEnded(e)
-		return
-	}
 	m.background.Go(func() {
+		fd, err := e.Server.open()
+		if err != nil {
+			m.serverEnded(e)
+			return
+		}
 		defer fd.Close()
 		stop := context.AfterFunc(m.d.life, func() { fd.Close() })
 		defer stop()
@@ -213,13 +213,19 @@ func (m *Machine) serverEnded(e shareEntry) {
 		return
 	case <-time.After(serverGrace):
 	}
+	// Not while the share is being unplugged: then its server has to end.
+	m.plugging.Lock()
+	defer m.plugging.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, o := range m.devices.Shares {
 		if o.ID != e.ID || o.Server == nil || o.Server.PID != e.Server.PID || o.Server.Start != e.Server.Start {
 			continue
 		}
-		m.faults.share = e.Path
+		if m.faults.lost == nil {
+			m.faults.lost = map[string]string{}
+		}
+		m.faults.lost[e.ID] = e.Path
 		m.log.Error("server of a shared host directory has ended: the pod hangs where it uses it", "share", e.Path,
 			"server", e.Server.PID, "said", lastLine(filepath.Join(m.dir.file(sharesDir), e.ID+".log")))
 	}
@@ -230,6 +236,9 @@ func (m *Machine) dropShare(ctx context.Context, q *qmpConn, e shareEntry) error
 	name := shareName(e.ID)
 	_ = q.run(ctx, "chardev-remove", map[string]any{"id": name}, nil) // may not have been added
 	_ = q.run(ctx, "closefd", map[string]any{"fdname": name}, nil)    // likewise
+	m.mu.Lock()
+	delete(m.faults.lost, e.ID)
+	m.mu.Unlock()
 	return e.stop()
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -108,5 +109,17 @@ func TestSharedMemory(t *testing.T) {
 	if _, err := (Config{StateDir: "/a", RunDir: "/b", Guest: Guest{Kernel: "/proc/self/exe", Initrd: os.Args[0]},
 		HostDirectories: []vmpod.HostDirectory{{Path: "/"}}}).complete(); err == nil {
 		t.Error("the whole host may be shared")
+	}
+}
+
+func TestLostShareIsTold(t *testing.T) {
+	f := diskFaults{lost: map[string]string{"b": "/srv/b", "c": "/srv/a", "a": "/srv/a"}}
+	reason, message := f.describe(time.Now())
+	if reason != vmpod.ReasonHostDirectoryLost || !strings.Contains(message, "/srv/a, /srv/b has ended") {
+		t.Errorf("%s: %s", reason, message)
+	}
+	clear(f.lost) // they were unplugged
+	if reason, _ := f.describe(time.Now()); reason != "" {
+		t.Errorf("%s, and nothing is wrong", reason)
 	}
 }

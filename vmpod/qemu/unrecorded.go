@@ -21,16 +21,15 @@ func (d *Driver) quitUnrecorded(id vmpod.ID) {
 	defer cancel()
 	// The greeting comes after the exec, so that the process has its name.
 	q, err := dialQMP(ctx, d.socketPaths(id)[qmpSocket], nil)
-	if err != nil {
-		return
-	}
-	defer q.close()
 	procs := openNamed(vmName(id))
-	_ = q.run(ctx, "quit", nil, nil) // a QEMU that quits may not answer
-	select {
-	case <-q.done:
-	case <-ctx.Done():
-	}
+	if err == nil {
+		defer q.close()
+		_ = q.run(ctx, "quit", nil, nil) // a QEMU that quits may not answer
+		select {
+		case <-q.done:
+		case <-ctx.Done():
+		}
+	} // else there is none, or one that a signal has stopped
 	for _, p := range procs {
 		stop := context.AfterFunc(ctx, func() { _ = killPidfd(p) })
 		_ = waitPidfd(p)
@@ -43,18 +42,25 @@ func (d *Driver) quitUnrecorded(id vmpod.ID) {
 func openNamed(name string) []*os.File {
 	var found []*os.File
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
+	named := func(file string) bool {
 		args, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(args, []byte("\x00-name\x00"+name+"\x00")) {
+		return err == nil && bytes.Contains(args, []byte("\x00-name\x00"+name+"\x00"))
+	}
+	for _, file := range files {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil || !named(file) {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 		if err != nil {
 			continue
 		}
-		if fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK); err == nil {
-			found = append(found, os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid)))
+		p := os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid))
+		if !named(file) { // the pid is another's now
+			p.Close()
+			continue
 		}
+		found = append(found, p)
 	}
 	return found
 }
