@@ -57,7 +57,7 @@ func FuzzGuest(f *testing.F) {
 			c.Close()
 		}
 		if err != nil && !errdefs.IsUnavailable(err) && !errors.Is(err, ErrMisbehaved) && !errdefs.IsUnknown(err) && !errdefs.IsInvalidArgument(err) {
-			t.Logf("ended with %v", err)
+			t.Errorf("ended with %v, which has no class", err)
 		}
 		if ctx.Err() != nil {
 			t.Error("it ended by its deadline alone")

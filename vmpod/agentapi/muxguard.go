@@ -19,10 +19,8 @@ func misbehaved(format string, args ...any) error {
 // starts a goroutine for every ping, which stays as long as the peer does not
 // read, and reads on behind frames for streams that never were.
 type muxGuard struct {
-	head [muxHeader]byte
-	n    int    // of head
-	left uint32 // of the frame's body
-	err  error
+	in  frameScanner
+	err error
 }
 
 const (
@@ -34,38 +32,25 @@ const (
 
 // feed looks at what the guest sent; the first error stays.
 func (g *muxGuard) feed(p []byte) error {
-	for len(p) > 0 && g.err == nil {
-		if g.left > 0 {
-			n := min(uint32(len(p)), g.left)
-			g.left -= n
-			p = p[n:]
-			continue
-		}
-		n := copy(g.head[g.n:], p)
-		g.n += n
-		p = p[n:]
-		if g.n < muxHeader {
-			break
-		}
-		g.n = 0
-		g.err = g.check()
+	if g.err == nil {
+		g.err = g.in.feed(p, muxHeader, checkMux)
 	}
 	return g.err
 }
 
-func (g *muxGuard) check() error {
-	typ, flags, length := g.head[1], binary.BigEndian.Uint16(g.head[2:]), binary.BigEndian.Uint32(g.head[8:])
+func checkMux(head []byte) (body uint32, err error) {
+	typ, flags, length := head[1], binary.BigEndian.Uint16(head[2:]), binary.BigEndian.Uint32(head[8:])
 	switch {
-	case g.head[0] != 0 || typ > muxTypeGoAway:
-		return misbehaved("a frame of version %d and type %d", g.head[0], typ)
+	case head[0] != 0 || typ > muxTypeGoAway:
+		return 0, misbehaved("a frame of version %d and type %d", head[0], typ)
 	case typ == muxTypePing:
-		return misbehaved("a ping, for which nobody asked")
+		return 0, misbehaved("a ping, for which nobody asked")
 	case flags&muxFlagSYN != 0:
-		return misbehaved("it opened a stream")
+		return 0, misbehaved("it opened a stream")
 	case typ == muxTypeData && length > muxWindow:
-		return misbehaved("a frame of %d bytes", length)
+		return 0, misbehaved("a frame of %d bytes", length)
 	case typ == muxTypeData:
-		g.left = length
+		return length, nil
 	}
-	return nil
+	return 0, nil
 }

@@ -18,7 +18,7 @@ type rpcGuard struct {
 	mu   sync.Mutex
 	open map[uint32]bool // calls without an answer
 
-	out, in rpcFrames
+	out, in frameScanner
 }
 
 const (
@@ -28,40 +28,15 @@ const (
 	rpcResponse = 2
 )
 
-// rpcFrames follows ttrpc's framing in a byte stream.
-type rpcFrames struct {
-	head [rpcHeader]byte
-	n    int    // of head
-	left uint32 // of the payload
-}
-
-// feed calls each with every header that ends in p.
-func (f *rpcFrames) feed(p []byte, each func(length, stream uint32, kind byte) error) error {
-	for len(p) > 0 {
-		if f.left > 0 {
-			n := min(uint32(len(p)), f.left)
-			f.left -= n
-			p = p[n:]
-			continue
-		}
-		n := copy(f.head[f.n:], p)
-		f.n += n
-		p = p[n:]
-		if f.n < rpcHeader {
-			return nil
-		}
-		f.n = 0
-		f.left = binary.BigEndian.Uint32(f.head[:4])
-		if err := each(f.left, binary.BigEndian.Uint32(f.head[4:8]), f.head[8]); err != nil {
-			return err
-		}
-	}
-	return nil
+// parseRPC reads a header; the length is the body's.
+func parseRPC(head []byte) (length, stream uint32, kind byte) {
+	return binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:]), head[8]
 }
 
 // Write is called by one goroutine at a time (ttrpc's send lock).
 func (g *rpcGuard) Write(p []byte) (int, error) {
-	_ = g.out.feed(p, func(_, stream uint32, kind byte) error {
+	_ = g.out.feed(p, rpcHeader, func(head []byte) (uint32, error) {
+		length, stream, kind := parseRPC(head)
 		if kind == rpcRequest {
 			g.mu.Lock()
 			if g.open == nil {
@@ -70,32 +45,33 @@ func (g *rpcGuard) Write(p []byte) (int, error) {
 			g.open[stream] = true
 			g.mu.Unlock()
 		}
-		return nil
+		return length, nil
 	})
 	return g.Conn.Write(p)
 }
 
 func (g *rpcGuard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
-	if bad := g.in.feed(p[:n], g.check); bad != nil {
+	if bad := g.in.feed(p[:n], rpcHeader, g.check); bad != nil {
 		g.fail(bad)
 		return 0, bad
 	}
 	return n, err
 }
 
-func (g *rpcGuard) check(length, stream uint32, kind byte) error {
+func (g *rpcGuard) check(head []byte) (uint32, error) {
+	length, stream, kind := parseRPC(head)
 	if length > rpcMax {
-		return misbehaved("a message of %d bytes", length)
+		return 0, misbehaved("a message of %d bytes", length)
 	}
 	if kind != rpcResponse {
-		return misbehaved("a message that is not an answer")
+		return 0, misbehaved("a message that is not an answer")
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.open[stream] {
-		return misbehaved("an answer to what was not asked")
+		return 0, misbehaved("an answer to what was not asked")
 	}
 	delete(g.open, stream)
-	return nil
+	return length, nil
 }
