@@ -47,6 +47,8 @@ func TestWatcher(t *testing.T) {
 		{"probed again", "", func(s *corev1.PodStatus) { s.Conditions[0].LastProbeTime = metav1.Now() }},
 		{"not ready", "flip", func(s *corev1.PodStatus) { s.Conditions[0].Status = corev1.ConditionFalse }},
 		{"was not ready between two looks", "flip", func(s *corev1.PodStatus) { s.Conditions[0].LastTransitionTime = metav1.Now() }},
+		{"a condition lost", "flip", func(s *corev1.PodStatus) { s.Conditions = nil }},
+		{"neither ready nor known to have started", "flip", func(s *corev1.PodStatus) { s.ContainerStatuses[0].Ready, s.ContainerStatuses[0].Started = false, nil }},
 		{"container not ready", "flip", func(s *corev1.PodStatus) { s.ContainerStatuses[0].Ready = false }},
 		{"failed", "flip", func(s *corev1.PodStatus) { s.Phase = corev1.PodFailed }},
 		{"restarted", "restart", func(s *corev1.PodStatus) { s.ContainerStatuses[0].RestartCount = 1 }},

@@ -160,6 +160,11 @@ func (w *watcher) pod(p *corev1.Pod) {
 			w.f.add("flip", "pod %s: %s says it changed at %s", p.Name, cond.Type, cond.LastTransitionTime)
 		}
 	}
+	for _, cond := range was.Status.Conditions {
+		if condition(p, cond.Type) == nil {
+			w.f.add("flip", "pod %s: %s is there no more", p.Name, cond.Type)
+		}
+	}
 	if p.Status.Phase != was.Status.Phase {
 		w.f.add("flip", "pod %s: phase became %s", p.Name, p.Status.Phase)
 	}
@@ -178,14 +183,17 @@ func (w *watcher) pod(p *corev1.Pod) {
 		if now.ContainerID != old.ContainerID {
 			w.f.add("restart", "pod %s: container %s: became another container", p.Name, name)
 		}
-		if now.Ready != old.Ready || (now.Started != nil && old.Started != nil && *now.Started != *old.Started) {
-			w.f.add("flip", "pod %s: container %s: ready=%v started=%v", p.Name, name, now.Ready, *now.Started)
+		if now.Ready != old.Ready || started(now) != started(old) {
+			w.f.add("flip", "pod %s: container %s: ready=%v started=%v", p.Name, name, now.Ready, started(now))
 		}
 		if (now.State.Running == nil) != (old.State.Running == nil) {
 			w.f.add("restart", "pod %s: container %s: state became %+v", p.Name, name, now.State)
 		}
 	}
 }
+
+// started is false for what the kubelet says nothing of.
+func started(s corev1.ContainerStatus) bool { return s.Started != nil && *s.Started }
 
 func (w *watcher) node(n *corev1.Node) {
 	for _, cond := range n.Status.Conditions {

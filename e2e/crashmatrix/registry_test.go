@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,8 +115,8 @@ func tarLayer(t *testing.T, files map[string][]byte) v1.Layer {
 	for _, d := range []string{"bin/", "etc/", "tmp/", "proc/", "sys/", "dev/"} {
 		add(tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
-	for name, body := range files {
-		add(tar.Header{Name: name, Mode: 0o755}, body)
+	for _, name := range slices.Sorted(maps.Keys(files)) { // each run the same image
+		add(tar.Header{Name: name, Mode: 0o755}, files[name])
 	}
 	if files["bin/busybox"] != nil {
 		for _, a := range applets {
