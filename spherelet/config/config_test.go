@@ -78,12 +78,14 @@ func TestParseErrors(t *testing.T) {
 }
 
 func TestDurations(t *testing.T) {
-	if errs := validDurations(map[string]string{"a": "", "b": "5m", "c": "1s"}); len(errs) != 0 {
-		t.Errorf("refused: %v", errs)
+	for _, v := range []string{"", "5m", "1s"} {
+		if err := validDuration("images.progressTimeout", v); err != nil {
+			t.Errorf("%q: %v", v, err)
+		}
 	}
 	for _, v := range []string{"5", "soon", "-1m", "10ms"} {
-		if errs := validDurations(map[string]string{"images.progressTimeout": v}); len(errs) != 1 {
-			t.Errorf("%q: %v", v, errs)
+		if err := validDuration("images.progressTimeout", v); err == nil || !strings.Contains(err.Error(), "images.progressTimeout") {
+			t.Errorf("%q: %v", v, err)
 		}
 	}
 }

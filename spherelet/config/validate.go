@@ -176,7 +176,7 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if n := c.Images.MaxConcurrentDownloads; n < 1 || n > 32 {
 		errs = append(errs, invalid("images.maxConcurrentDownloads is %d, must be 1 to 32", n))
 	}
-	errs = append(errs, validDurations(map[string]string{"images.progressTimeout": c.Images.ProgressTimeout, "streaming.idleTimeout": c.Streaming.IdleTimeout})...)
+	errs = append(errs, validDuration("images.progressTimeout", c.Images.ProgressTimeout), validDuration("streaming.idleTimeout", c.Streaming.IdleTimeout))
 	errs = append(errs, validTracing(c.Tracing))
 	if (c.Streaming.CertFile == "") != (c.Streaming.KeyFile == "") {
 		errs = append(errs, invalid("streaming.certFile is %q and streaming.keyFile %q, must be set both or not at all", c.Streaming.CertFile, c.Streaming.KeyFile))
@@ -190,16 +190,13 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	return errs
 }
 
-// validDurations wants each value, where there is one, to be a duration of a
-// second at least.
-func validDurations(values map[string]string) []error {
-	var errs []error
-	for field, v := range values {
-		if d, err := time.ParseDuration(v); v != "" && (err != nil || d < time.Second) {
-			errs = append(errs, invalid("%s is %q, must be a duration of at least 1s, such as 5m", field, v))
-		}
+// validDuration wants a value, if there is one, to be a duration of a second at
+// least.
+func validDuration(field, v string) error {
+	if d, err := time.ParseDuration(v); v != "" && (err != nil || d < time.Second) {
+		return invalid("%s is %q, must be a duration of at least 1s, such as 5m", field, v)
 	}
-	return errs
+	return nil
 }
 
 func validTracing(t *v1alpha1.TracingConfiguration) error {

@@ -104,7 +104,11 @@ func (m hostPathMounter) create(root *os.Root, rel string) error {
 	case m.kind == v1.HostPathDirectoryOrCreate:
 		return root.MkdirAll(rel, 0o755)
 	}
-	f, err := root.OpenFile(rel, os.O_CREATE|os.O_WRONLY, 0o644)
+	// Never what a pod has put there meanwhile: to open a pipe would wait.
+	f, err := root.OpenFile(rel, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
