@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -95,6 +95,12 @@ lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 
 bench: build ## measure; prints a table, writes build/bench.json
 	@$(GO) run ./cmd/bench -out build/bench.json
+bench-kvm: build ## the same, where KVM is usable; writes build/bench-kvm.json, to be sent back
+	@$(GO) run ./cmd/bench -kvm -out build/bench-kvm.json
+bench-compare: ## what has changed since the last committed run (docs/bench); fails if it is worse
+	@$(GO) run ./cmd/bench -compare -out build/bench.json
+bench-save: ## put the run into docs/bench, to be committed
+	@$(GO) run ./cmd/bench -save -out build/bench.json
 
 FUZZTIME ?= 60s
 fuzz: ## native Go fuzzing of RPCs, images, guests and monitors (FUZZTIME=60s a target, FUZZ=regexp of targets)

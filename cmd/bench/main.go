@@ -1,6 +1,8 @@
 // Command bench measures what docs/spec.md promises and writes build/bench.json.
 //
-//	bench [-n 10] [-only PART,…] [-out build/bench.json]
+//	bench [-n 20] [-only PART,…] [-out build/bench.json] [-kvm]
+//	bench -compare    what has changed since the last committed run
+//	bench -save       put the run into docs/bench, to be committed
 //
 // Its parts work in places that it makes and takes away: an isolated cluster,
 // or a network namespace with `spherelet cri` alone. Figures that are promises
@@ -65,15 +67,21 @@ type options struct {
 	only, out string
 	spherelet string
 	guest     string
+	// kvm refuses to measure anything but KVM.
+	kvm           bool
+	compare, save bool
 }
 
 func parseOptions() (options, error) {
 	var o options
-	flag.IntVar(&o.n, "n", 10, "measurements of each figure, at least 10")
+	flag.IntVar(&o.n, "n", 20, "measurements of each figure, at least 10")
 	flag.StringVar(&o.only, "only", "", "run `parts` alone, separated by commas, and write no file unless -out says so")
 	flag.StringVar(&o.out, "out", "build/bench.json", "`file` for the figures")
 	flag.StringVar(&o.spherelet, "spherelet", "bin/spherelet", "the `program` that serves the CRI")
 	flag.StringVar(&o.guest, "guest", "build/guest", "`directory` of the guest, where there is no cluster")
+	flag.BoolVar(&o.kvm, "kvm", false, "refuse to run where KVM is not usable")
+	flag.BoolVar(&o.compare, "compare", false, "compare the run in -out with the last committed one of "+historyDir+"; fail if it is worse")
+	flag.BoolVar(&o.save, "save", false, "copy the run in -out to "+historyDir)
 	usage := flag.Usage
 	flag.Usage = func() {
 		usage()
@@ -91,7 +99,7 @@ func parseOptions() (options, error) {
 			return o, fmt.Errorf("-only %s: there is no such part; see -help", name)
 		}
 	}
-	if o.only != "" {
+	if o.only != "" && !o.compare && !o.save {
 		given := false
 		flag.Visit(func(f *flag.Flag) { given = given || f.Name == "out" })
 		if !given {
@@ -125,7 +133,13 @@ func main() {
 	o, err := parseOptions()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err == nil {
+	switch {
+	case err != nil:
+	case o.compare:
+		err = compareWithHistory(ctx, o.out)
+	case o.save:
+		err = saveToHistory(o.out)
+	default:
 		err = run(ctx, o)
 	}
 	if err != nil {
@@ -141,12 +155,15 @@ func run(ctx context.Context, o options) error {
 		if err := measureCluster(ctx, o, os.Getenv(dataEnv), &all); err != nil {
 			return err
 		}
-		return all.write(os.Getenv(resultsEnv))
+		return writeJSON(os.Getenv(resultsEnv), all)
 	case namespace:
 		if err := measureRuntime(ctx, o, &all); err != nil {
 			return err
 		}
-		return all.write(os.Getenv(resultsEnv))
+		return writeJSON(os.Getenv(resultsEnv), all)
+	}
+	if err := requireKVM(ctx, o); err != nil {
+		return err
 	}
 	if _, err := os.Stat(o.spherelet); err != nil {
 		return fmt.Errorf("%w: run `make build`, and bench from the top of the checkout", err)
@@ -168,7 +185,23 @@ func run(ctx context.Context, o options) error {
 	if o.out == "" {
 		return nil
 	}
-	return all.write(o.out)
+	r, err := newReport(ctx, o, all, began)
+	if err != nil {
+		return err
+	}
+	return writeJSON(o.out, r)
+}
+
+// requireKVM says why -kvm cannot be, if so.
+func requireKVM(ctx context.Context, o options) error {
+	if !o.kvm {
+		return nil
+	}
+	kvm, err := probeKVM(ctx)
+	if err == nil && !kvm.Usable {
+		err = fmt.Errorf("KVM is not usable on this host: %s; `make bench` measures emulation, which says nothing about KVM", kvm.Reason)
+	}
+	return err
 }
 
 // measureHere runs the parts that make their own surroundings.

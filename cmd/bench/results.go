@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -36,6 +37,8 @@ type result struct {
 	// Reach is empty and OK true.
 	Reach string `json:"reach,omitempty"`
 	OK    bool   `json:"ok"`
+	// Samples are sorted, with four digits: what a later run is compared with.
+	Samples []float64 `json:"samples,omitempty"`
 }
 
 type results []result
@@ -43,10 +46,28 @@ type results []result
 // add records samples and returns their median.
 func (rs *results) add(name, unit string, samples []float64) *result {
 	s := slices.Sorted(slices.Values(samples))
-	*rs = append(*rs, result{Name: name, Unit: unit, N: len(s), Median: quantile(s, 0.5), P90: quantile(s, 0.9), P99: quantile(s, 0.99), OK: true})
+	*rs = append(*rs, result{Name: name, Unit: unit, N: len(s), Median: quantile(s, 0.5), P90: quantile(s, 0.9), P99: quantile(s, 0.99), OK: true, Samples: fourDigits(s)})
 	r := &(*rs)[len(*rs)-1]
 	say("%s: median %.2f %s, p90 %.2f, p99 %.2f, n=%d", name, r.Median, unit, r.P90, r.P99, r.N)
 	return r
+}
+
+func fourDigits(samples []float64) []float64 {
+	out := make([]float64, len(samples))
+	for i, v := range samples {
+		out[i], _ = strconv.ParseFloat(strconv.FormatFloat(v, 'g', 4, 64), 64)
+	}
+	return out
+}
+
+// find returns a figure by name; nil if there is none.
+func (rs results) find(name string) *result {
+	for i := range rs {
+		if rs[i].Name == name {
+			return &rs[i]
+		}
+	}
+	return nil
 }
 
 // quantile of sorted samples, by linear interpolation between ranks.
@@ -72,19 +93,30 @@ func median(samples []float64) float64 {
 
 // to sets the ratio to another figure and, if most > 0, its promise.
 func (r *result) to(rs results, of string, most float64) {
-	for _, o := range rs {
-		if o.Name == of {
-			r.Of, r.Ratio = of, r.Median/o.Median
-		}
+	if o := rs.find(of); o != nil && o.Median != 0 {
+		r.Of, r.Ratio = of, r.Median/o.Median
 	}
 	if most > 0 {
-		r.Reach, r.OK = fmt.Sprintf("<= %g x %s", most, of), r.Ratio <= most
+		r.Reach, r.OK = fmt.Sprintf("<= %g x %s", most, of), r.Of != "" && r.Ratio <= most
 	}
 }
 
 // most sets a promise on the median.
 func (r *result) most(limit float64) {
 	r.Reach, r.OK = fmt.Sprintf("<= %g %s", limit, r.Unit), r.Median <= limit
+}
+
+// least sets a promise on the median that is kept from that on.
+func (r *result) least(limit float64) {
+	r.Reach, r.OK = fmt.Sprintf(">= %g %s", limit, r.Unit), r.Median >= limit
+}
+
+// also adds a promise; text says what it is.
+func (r *result) also(text string, kept bool) {
+	if r.Reach != "" {
+		text = r.Reach + ", " + text
+	}
+	r.Reach, r.OK = text, r.OK && kept
 }
 
 // table prints the figures for people.
@@ -124,8 +156,9 @@ func (r result) notes() string {
 	return strings.Join(notes, "; ")
 }
 
-func (rs results) write(path string) error {
-	b, err := json.MarshalIndent(rs, "", "  ")
+// writeJSON writes a file, and its directory if need be.
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
