@@ -170,6 +170,9 @@ func (a *agent) mountRoot(ctx context.Context, c *container) error {
 			return err
 		}
 	}
+	if err := a.usage.projects.assign(0, upper, work); err != nil { // overlayfs renames between them
+		return err
+	}
 	// The top directory is the upper's: it must look like the image's.
 	if err := copyRootMeta(lower, upper, a.userns.shift()); err != nil {
 		return err

@@ -64,7 +64,12 @@ func mountEphemeral(ctx context.Context, serial, dir string) error {
 	}
 	// The inode tables are left as the host's mkfs left them: zeroing them in
 	// the background would fill a sparse file.
-	if err := unix.Mount(dev, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, "discard,noinit_itable"); err != nil {
+	const options = "discard,noinit_itable"
+	err = unix.Mount(dev, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options+",prjquota")
+	if errors.Is(err, unix.EINVAL) { // one without quotas
+		err = unix.Mount(dev, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options)
+	}
+	if err != nil {
 		return fmt.Errorf("mount the ephemeral disk %s (%s): %w", serial, dev, err)
 	}
 	return nil

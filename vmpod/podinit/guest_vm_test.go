@@ -155,7 +155,11 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 		t.Fatal(err)
 	}
 	os.Truncate(eph, 1<<30)
-	run1(t, "mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", eph)
+	features, extended := "^has_journal", "lazy_itable_init=1,nodiscard"
+	if g.Quota {
+		features, extended = features+",quota,project", extended+",quotatype=prjquota"
+	}
+	run1(t, "mkfs.ext4", "-q", "-O", features, "-E", extended, eph)
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,accel=tcg,sata=off,smbus=off", "-cpu", "max", "-m", "256",
 		"-kernel", g.Kernel, "-initrd", g.Initrd,

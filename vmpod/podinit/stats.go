@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stats reads what the kernel counts. Only what directories hold has to be
-// walked for; see usageCache.
+// Stats reads what the kernel counts. Only what directories without a quota
+// project hold has to be walked for; see usageCache.
 func (a *agent) Stats(_ context.Context, r *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
 	if err := a.requireSandbox(); err != nil {
 		return nil, err
@@ -160,8 +160,10 @@ const (
 	maxWalk = 500_000
 )
 
-// usageCache remembers what directories hold.
+// usageCache remembers what directories hold that have no project.
 type usageCache struct {
+	projects projects
+
 	mu   sync.Mutex
 	dirs map[string]usageEntry
 }
@@ -171,10 +173,16 @@ type usageEntry struct {
 	until         time.Time
 }
 
-func newUsageCache() *usageCache { return &usageCache{dirs: map[string]usageEntry{}} }
+func newUsageCache() *usageCache {
+	return &usageCache{projects: projects{of: map[string]project{}}, dirs: map[string]usageEntry{}}
+}
 
 // fill sets what is used below dir.
 func (u *usageCache) fill(s *agentapi.FilesystemStats, dir string) {
+	if bytes, inodes, ok := u.projects.usage(dir); ok {
+		s.UsedBytes, s.UsedInodes = bytes, inodes
+		return
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()

@@ -42,6 +42,9 @@ func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*a
 		v.root = filepath.Join(a.places.disk, "v", r.Id)
 	}
 	err := v.create(r, a.userns.shift())
+	if err == nil && r.Kind == agentapi.AddVolumeRequest_EMPTY_DIR {
+		err = a.usage.projects.assign(r.SizeLimit, v.root)
+	}
 	if err == nil && r.Kind == agentapi.AddVolumeRequest_SHARE {
 		err = mountShare(ctx, r.Share, v.root)
 	}
