@@ -174,9 +174,12 @@ func (p *pod) reconcile() (said bool, err error) {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, reconcileTimeout)
 	defer cancel()
-	hello, err := call(ctx, p.link, agentapi.AgentService.Hello, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+	hello, err := p.link.hello(ctx, p.s.config.Version)
 	if err != nil {
 		return false, err
+	}
+	if err := p.s.boots.claim(hello.GetBootId(), p.vm); err != nil {
+		p.log.Warn("a pod VM that runs since before is not known by its boot id", "err", err)
 	}
 	guest := map[string]*agentapi.ContainerState{}
 	for _, c := range hello.GetContainers() {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
@@ -34,6 +35,7 @@ import (
 // A fakeHost stands for everything below cri on one host. It outlives servers,
 // as machines outlive processes.
 type fakeHost struct {
+	newGuest    func(*fakeGuest) // changes those of machines to come
 	mu          sync.Mutex
 	fail        map[string]error         // by step
 	hold        map[string]chan struct{} // steps that wait
@@ -137,6 +139,9 @@ func (d fakeDriver) Launch(ctx context.Context, spec vmpod.Spec) (vmpod.Machine,
 		return m, nil
 	}
 	m := &fakeMachine{host: d.fakeHost, spec: spec, off: make(chan struct{}), guest: newFakeGuest(d.fakeHost)}
+	if d.newGuest != nil {
+		d.newGuest(m.guest)
+	}
 	d.machines[spec.ID] = m
 	d.launches++
 	return m, nil
@@ -409,6 +414,10 @@ type fakeGuest struct {
 	mu         sync.Mutex
 	changed    chan struct{}
 	setup      *agentapi.SetupSandboxRequest
+	bootID     string
+	protocol   uint32
+	clock      time.Duration // ahead of the host's
+	told       int           // how often it was told that it is wrong
 	containers map[string]*fakeContainer
 	volumes    map[string]*agentapi.AddVolumeRequest
 	trees      map[string]map[string]string
@@ -438,7 +447,7 @@ type fakeExec struct {
 }
 
 func newFakeGuest(h *fakeHost) *fakeGuest {
-	return &fakeGuest{host: h, changed: make(chan struct{}), containers: map[string]*fakeContainer{}, volumes: map[string]*agentapi.AddVolumeRequest{}, trees: map[string]map[string]string{}, sent: map[string]int{}, nextExit: 1}
+	return &fakeGuest{host: h, bootID: uuid.NewString(), protocol: agentapi.Protocol, changed: make(chan struct{}), containers: map[string]*fakeContainer{}, volumes: map[string]*agentapi.AddVolumeRequest{}, trees: map[string]map[string]string{}, sent: map[string]int{}, nextExit: 1}
 }
 
 func (g *fakeGuest) wake() { close(g.changed); g.changed = make(chan struct{}) }
@@ -450,13 +459,17 @@ func (g *fakeGuest) find(id string) (*fakeContainer, error) {
 	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 }
 
-func (g *fakeGuest) Hello(ctx context.Context, _ *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
+func (g *fakeGuest) Hello(ctx context.Context, req *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
 	if err := g.host.at(ctx, "hello"); err != nil {
 		return nil, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r := &agentapi.HelloResponse{Version: "fake", SandboxReady: g.setup != nil, Features: []string{"seccomp"}}
+	if req.Clock != nil {
+		g.clock += time.Duration(req.Clock.HostNs - req.Clock.GuestNs)
+		g.told++
+	}
+	r := &agentapi.HelloResponse{Version: "fake", Protocol: g.protocol, BootId: g.bootID, ClockNs: time.Now().Add(g.clock).UnixNano(), SandboxReady: g.setup != nil, Features: []string{"seccomp"}}
 	for _, c := range g.containers {
 		r.Containers = append(r.Containers, c.state)
 	}
@@ -470,7 +483,7 @@ func (g *fakeGuest) SetupSandbox(ctx context.Context, r *agentapi.SetupSandboxRe
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.setup = r
-	return &agentapi.SetupSandboxResponse{}, nil
+	return &agentapi.SetupSandboxResponse{BootId: g.bootID, ClockNs: time.Now().UnixNano()}, nil
 }
 
 func (g *fakeGuest) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*agentapi.AddVolumeResponse, error) {

@@ -23,6 +23,8 @@ type pace struct {
 	// quiet is how long the agent need not have answered any call before it is
 	// asked, so that a guest that is used anyway is never woken for it.
 	quiet time.Duration
+	// clock is the longest time between two readings of a guest's clock.
+	clock time.Duration
 	// silent and hung are how long a guest may leave the question unanswered,
 	// counting only time in which it could have worked: then the fault is
 	// told, then the VM is stopped.
@@ -31,7 +33,7 @@ type pace struct {
 
 var defaultPace = pace{
 	look: 4 * time.Second, again: time.Second, answer: 2 * time.Second,
-	quiet: 4 * time.Second, silent: 7 * time.Second, hung: 14 * time.Second,
+	quiet: 4 * time.Second, clock: time.Minute, silent: 7 * time.Second, hung: 14 * time.Second,
 }
 
 // A glance is what one look at a VM has shown.
@@ -122,7 +124,7 @@ func (p *pod) watchHealth() {
 			p.giveUp(vmpod.ExitAgentHung, fault.Message)
 			return
 		}
-		if asked == nil && now.Sub(p.link.answered()) >= limits.quiet {
+		if asked == nil && (now.Sub(p.link.answered()) >= limits.quiet || p.link.clock.due(limits.clock)) {
 			asked = make(chan struct{})
 			ran, _ = p.progress()
 			p.wg.Go(func() { p.askAgent(asked) })
@@ -155,14 +157,17 @@ func (p *pod) progress() (vmpod.Progress, bool) {
 }
 
 // askAgent has the guest answer, whatever it says, in this session or a later
-// one.
+// one. Should its clock be wrong, it is told, and that is looked at again.
 func (p *pod) askAgent(answered chan<- struct{}) {
-	for {
+	for round := 1; ; round++ {
 		c, err := p.link.current(p.ctx)
 		if err != nil {
 			return
 		}
-		_, err = c.Hello(p.ctx, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+		_, err = p.link.clock.hello(c, p.ctx, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+		if err == nil && p.link.clock.wrong() && round < clockRounds {
+			continue
+		}
 		if err == nil || c.Err() == nil && p.ctx.Err() == nil {
 			close(answered)
 			return

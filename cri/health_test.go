@@ -21,7 +21,7 @@ import (
 
 var fastPace = pace{
 	look: 40 * time.Millisecond, again: 10 * time.Millisecond, answer: time.Second,
-	quiet: 40 * time.Millisecond, silent: 200 * time.Millisecond, hung: 600 * time.Millisecond,
+	quiet: 40 * time.Millisecond, silent: 200 * time.Millisecond, hung: 600 * time.Millisecond, clock: time.Hour,
 }
 
 // TestPulse reads as the life of guests: a word a look.

@@ -209,7 +209,7 @@ func TestLiesInStats(t *testing.T) {
 	for i := range features {
 		features[i] = fmt.Sprintf("feature-%d", i)
 	}
-	l := &liar{stats: stats, hello: &agentapi.HelloResponse{Version: strings.Repeat("v", 1<<20), Features: append(features, "seccomp")}}
+	l := &liar{stats: stats, hello: &agentapi.HelloResponse{Protocol: agentapi.Protocol, Version: strings.Repeat("v", 1<<20), Features: append(features, "seccomp")}}
 	s, _ := serveLiar(t, l)
 	good, bad, goodCtr, _ := s.neighbours(t)
 	r, err := s.rt.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})

@@ -32,6 +32,7 @@ const (
 type link struct {
 	machine vmpod.Machine
 	log     *slog.Logger
+	clock   *clockKeeper
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -46,7 +47,7 @@ type link struct {
 
 // newLink starts to attach; it returns at once.
 func newLink(m vmpod.Machine, log *slog.Logger) *link {
-	l := &link{machine: m, log: log, done: make(chan struct{}), changed: make(chan struct{})}
+	l := &link{machine: m, log: log, clock: &clockKeeper{log: log}, done: make(chan struct{}), changed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	go l.run()
 	return l

@@ -233,8 +233,11 @@ func (s *Server) hintFor(uid string) *vmpod.Hint {
 
 // setup gives the guest its identity and returns what its kernel can do.
 func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.PodSandboxConfig) ([]string, error) {
-	hello, err := call(ctx, kit.link, agentapi.AgentService.Hello, &agentapi.HelloRequest{HostVersion: s.config.Version})
+	hello, err := kit.link.hello(ctx, s.config.Version)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkProtocol(hello); err != nil {
 		return nil, err
 	}
 	ids, err := userNamespace("config.linux.security_context.namespace_options.userns_options", config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions())
@@ -250,6 +253,7 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 		Entropy:       entropy[:],
 		Hostname:      config.Hostname,
 		MachineId:     machineID(kit.vm),
+		VmUuid:        kit.vm.UUID().String(),
 		Interfaces:    interfaces(kit.attachment),
 		Sysctls:       config.GetLinux().GetSysctls(),
 		SharePid:      config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD,
@@ -262,9 +266,20 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 	if d := config.DnsConfig; d != nil {
 		req.Dns = &agentapi.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}
-	req.ClockNs = time.Now().UnixNano() // last, so that it is fresh
-	_, err = call(ctx, kit.link, agentapi.AgentService.SetupSandbox, req)
-	return guestFeatures(hello.GetFeatures()), err
+	var told time.Time
+	resp, err := call(ctx, kit.link, func(guest agentapi.AgentService, ctx context.Context, req *agentapi.SetupSandboxRequest) (*agentapi.SetupSandboxResponse, error) {
+		told = time.Now() // at each try, which may come late
+		req.ClockNs = told.UnixNano()
+		return guest.SetupSandbox(ctx, req)
+	}, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.boots.claim(resp.GetBootId(), kit.vm); err != nil {
+		return nil, err
+	}
+	kit.link.setClock(ctx, told, resp.GetClockNs(), s.config.Version)
+	return guestFeatures(hello.GetFeatures()), nil
 }
 
 // machineID is the guest's /etc/machine-id: it follows from the VM's identity.

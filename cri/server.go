@@ -95,6 +95,7 @@ type Server struct {
 	samples *cpuSamples
 	faults  *feed[vmpod.Fault]
 	starts  *feed[vmpod.Start]
+	boots   bootIDs
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
 	ctx        context.Context

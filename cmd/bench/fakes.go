@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/openatoll/atoll/netplugin"
@@ -93,11 +94,11 @@ type fakeGuest struct {
 }
 
 func (g *fakeGuest) Hello(context.Context, *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
-	return &agentapi.HelloResponse{Version: "bench", Features: []string{"seccomp"}}, nil
+	return &agentapi.HelloResponse{Version: "bench", Protocol: agentapi.Protocol, Features: []string{"seccomp"}}, nil
 }
 
 func (g *fakeGuest) SetupSandbox(context.Context, *agentapi.SetupSandboxRequest) (*agentapi.SetupSandboxResponse, error) {
-	return &agentapi.SetupSandboxResponse{}, nil
+	return &agentapi.SetupSandboxResponse{BootId: uuid.NewString(), ClockNs: time.Now().UnixNano()}, nil
 }
 
 func (g *fakeGuest) AddVolume(context.Context, *agentapi.AddVolumeRequest) (*agentapi.AddVolumeResponse, error) {

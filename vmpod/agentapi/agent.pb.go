@@ -152,7 +152,7 @@ func (x ContainerState_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ContainerState_Phase.Descriptor instead.
 func (ContainerState_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4, 0}
+	return file_agent_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type AddVolumeRequest_Kind int32
@@ -204,7 +204,7 @@ func (x AddVolumeRequest_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AddVolumeRequest_Kind.Descriptor instead.
 func (AddVolumeRequest_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11, 0}
+	return file_agent_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type LogRecord_Stream int32
@@ -250,7 +250,7 @@ func (x LogRecord_Stream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogRecord_Stream.Descriptor instead.
 func (LogRecord_Stream) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34, 0}
+	return file_agent_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // A StreamHeader opens every yamux stream.
@@ -407,8 +407,13 @@ func (x *StreamReply) GetMessage() string {
 }
 
 type HelloRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	HostVersion   string                 `protobuf:"bytes,1,opt,name=host_version,json=hostVersion,proto3" json:"host_version,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	HostVersion string                 `protobuf:"bytes,1,opt,name=host_version,json=hostVersion,proto3" json:"host_version,omitempty"`
+	// What the host has found wrong with the guest's clock. It is corrected by the
+	// difference, at once or, if that is small, little by little. It is ignored
+	// before SetupSandbox, where a later one was seen already, and by a guest that
+	// reads the host's clock itself.
+	Clock         *ClockReading `protobuf:"bytes,2,opt,name=clock,proto3" json:"clock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,22 +455,85 @@ func (x *HelloRequest) GetHostVersion() string {
 	return ""
 }
 
-type HelloResponse struct {
+func (x *HelloRequest) GetClock() *ClockReading {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+// A ClockReading is what two clocks read at one instant, in ns since the epoch.
+type ClockReading struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"` // of podinit
-	Kernel        string                 `protobuf:"bytes,2,opt,name=kernel,proto3" json:"kernel,omitempty"`   // uname -r
-	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	SandboxReady  bool                   `protobuf:"varint,4,opt,name=sandbox_ready,json=sandboxReady,proto3" json:"sandbox_ready,omitempty"`
-	Containers    []*ContainerState      `protobuf:"bytes,5,rep,name=containers,proto3" json:"containers,omitempty"`
-	Features      []string               `protobuf:"bytes,6,rep,name=features,proto3" json:"features,omitempty"` // seccomp, apparmor, userns, …
-	UptimeNs      int64                  `protobuf:"varint,7,opt,name=uptime_ns,json=uptimeNs,proto3" json:"uptime_ns,omitempty"`
+	HostNs        int64                  `protobuf:"varint,1,opt,name=host_ns,json=hostNs,proto3" json:"host_ns,omitempty"`
+	GuestNs       int64                  `protobuf:"varint,2,opt,name=guest_ns,json=guestNs,proto3" json:"guest_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockReading) Reset() {
+	*x = ClockReading{}
+	mi := &file_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockReading) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockReading) ProtoMessage() {}
+
+func (x *ClockReading) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockReading.ProtoReflect.Descriptor instead.
+func (*ClockReading) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ClockReading) GetHostNs() int64 {
+	if x != nil {
+		return x.HostNs
+	}
+	return 0
+}
+
+func (x *ClockReading) GetGuestNs() int64 {
+	if x != nil {
+		return x.GuestNs
+	}
+	return 0
+}
+
+type HelloResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"` // of podinit
+	Kernel  string                 `protobuf:"bytes,2,opt,name=kernel,proto3" json:"kernel,omitempty"`   // uname -r
+	// Empty before SetupSandbox: the kernel draws it when it is first read.
+	BootId        string            `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	SandboxReady  bool              `protobuf:"varint,4,opt,name=sandbox_ready,json=sandboxReady,proto3" json:"sandbox_ready,omitempty"`
+	Containers    []*ContainerState `protobuf:"bytes,5,rep,name=containers,proto3" json:"containers,omitempty"`
+	Features      []string          `protobuf:"bytes,6,rep,name=features,proto3" json:"features,omitempty"` // seccomp, apparmor, userns, …
+	UptimeNs      int64             `protobuf:"varint,7,opt,name=uptime_ns,json=uptimeNs,proto3" json:"uptime_ns,omitempty"`
+	Protocol      uint32            `protobuf:"varint,8,opt,name=protocol,proto3" json:"protocol,omitempty"`              // see Protocol in this package; 0: before there was one
+	ClockNs       int64             `protobuf:"varint,9,opt,name=clock_ns,json=clockNs,proto3" json:"clock_ns,omitempty"` // the guest's wall clock as it answered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +545,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +558,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *HelloResponse) GetVersion() string {
@@ -542,6 +610,20 @@ func (x *HelloResponse) GetUptimeNs() int64 {
 	return 0
 }
 
+func (x *HelloResponse) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *HelloResponse) GetClockNs() int64 {
+	if x != nil {
+		return x.ClockNs
+	}
+	return 0
+}
+
 type ContainerState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -556,7 +638,7 @@ type ContainerState struct {
 
 func (x *ContainerState) Reset() {
 	*x = ContainerState{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +650,7 @@ func (x *ContainerState) String() string {
 func (*ContainerState) ProtoMessage() {}
 
 func (x *ContainerState) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +663,7 @@ func (x *ContainerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerState.ProtoReflect.Descriptor instead.
 func (*ContainerState) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ContainerState) GetId() string {
@@ -629,24 +711,25 @@ func (x *ContainerState) GetStartedNs() int64 {
 type SetupSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClockNs       int64                  `protobuf:"varint,1,opt,name=clock_ns,json=clockNs,proto3" json:"clock_ns,omitempty"` // wall clock, ns since the epoch
-	Entropy       []byte                 `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`                 // at least 32 bytes from the host
+	Entropy       []byte                 `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`                 // at least 64 bytes from the host
 	Hostname      string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	Domainname    string                 `protobuf:"bytes,4,opt,name=domainname,proto3" json:"domainname,omitempty"`
 	MachineId     string                 `protobuf:"bytes,5,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"` // 32 hex digits
-	Interfaces    []*Interface           `protobuf:"bytes,6,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Interfaces    []*Interface           `protobuf:"bytes,6,rep,name=interfaces,proto3" json:"interfaces,omitempty"`                // at least one, each with a MAC and an address
 	Dns           *DNS                   `protobuf:"bytes,7,opt,name=dns,proto3" json:"dns,omitempty"`
 	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SharePid      bool                   `protobuf:"varint,9,opt,name=share_pid,json=sharePid,proto3" json:"share_pid,omitempty"`                // one PID namespace for all containers
 	EphemeralDisk string                 `protobuf:"bytes,10,opt,name=ephemeral_disk,json=ephemeralDisk,proto3" json:"ephemeral_disk,omitempty"` // serial of the writable disk; empty: tmpfs
 	PodUid        string                 `protobuf:"bytes,11,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`                      // for the guest's log
 	UserNamespace *IDMap                 `protobuf:"bytes,12,opt,name=user_namespace,json=userNamespace,proto3" json:"user_namespace,omitempty"` // all containers are in one; absent: in none
+	VmUuid        string                 `protobuf:"bytes,13,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`                      // what containers see as the machine's product_uuid
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetupSandboxRequest) Reset() {
 	*x = SetupSandboxRequest{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +741,7 @@ func (x *SetupSandboxRequest) String() string {
 func (*SetupSandboxRequest) ProtoMessage() {}
 
 func (x *SetupSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +754,7 @@ func (x *SetupSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupSandboxRequest.ProtoReflect.Descriptor instead.
 func (*SetupSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetupSandboxRequest) GetClockNs() int64 {
@@ -758,6 +841,13 @@ func (x *SetupSandboxRequest) GetUserNamespace() *IDMap {
 	return nil
 }
 
+func (x *SetupSandboxRequest) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
 // An IDMap makes the ids 0 to length-1 of containers, users and groups alike,
 // first to first+length-1 of the guest.
 type IDMap struct {
@@ -770,7 +860,7 @@ type IDMap struct {
 
 func (x *IDMap) Reset() {
 	*x = IDMap{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +872,7 @@ func (x *IDMap) String() string {
 func (*IDMap) ProtoMessage() {}
 
 func (x *IDMap) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +885,7 @@ func (x *IDMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IDMap.ProtoReflect.Descriptor instead.
 func (*IDMap) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *IDMap) GetFirst() uint32 {
@@ -814,13 +904,15 @@ func (x *IDMap) GetLength() uint32 {
 
 type SetupSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`     // of this VM alone, drawn after entropy was mixed in
+	ClockNs       int64                  `protobuf:"varint,2,opt,name=clock_ns,json=clockNs,proto3" json:"clock_ns,omitempty"` // the guest's wall clock as it answered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetupSandboxResponse) Reset() {
 	*x = SetupSandboxResponse{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +924,7 @@ func (x *SetupSandboxResponse) String() string {
 func (*SetupSandboxResponse) ProtoMessage() {}
 
 func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +937,21 @@ func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupSandboxResponse.ProtoReflect.Descriptor instead.
 func (*SetupSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SetupSandboxResponse) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *SetupSandboxResponse) GetClockNs() int64 {
+	if x != nil {
+		return x.ClockNs
+	}
+	return 0
 }
 
 type Interface struct {
@@ -861,7 +967,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +979,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +992,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Interface) GetMac() string {
@@ -934,7 +1040,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1052,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1065,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Route) GetDestination() string {
@@ -987,7 +1093,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1105,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1118,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DNS) GetServers() []string {
@@ -1050,7 +1156,7 @@ type AddVolumeRequest struct {
 
 func (x *AddVolumeRequest) Reset() {
 	*x = AddVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1168,7 @@ func (x *AddVolumeRequest) String() string {
 func (*AddVolumeRequest) ProtoMessage() {}
 
 func (x *AddVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1181,7 @@ func (x *AddVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AddVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AddVolumeRequest) GetId() string {
@@ -1128,7 +1234,7 @@ type AddVolumeResponse struct {
 
 func (x *AddVolumeResponse) Reset() {
 	*x = AddVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1246,7 @@ func (x *AddVolumeResponse) String() string {
 func (*AddVolumeResponse) ProtoMessage() {}
 
 func (x *AddVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1259,7 @@ func (x *AddVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AddVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type RemoveVolumeRequest struct {
@@ -1165,7 +1271,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1283,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1296,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveVolumeRequest) GetId() string {
@@ -1208,7 +1314,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1326,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1339,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type CreateContainerRequest struct {
@@ -1257,7 +1363,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1375,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1388,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1365,7 +1471,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1483,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1496,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VolumeMount) GetVolume() string {
@@ -1450,7 +1556,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1568,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1581,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type StartProcessRequest struct {
@@ -1491,7 +1597,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1609,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1622,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartProcessRequest) GetContainerId() string {
@@ -1564,7 +1670,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1682,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1695,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartProcessResponse) GetPid() int32 {
@@ -1618,7 +1724,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1736,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1749,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -1682,7 +1788,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1800,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1813,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type ResizeTerminalRequest struct {
@@ -1722,7 +1828,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1840,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1853,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeTerminalRequest) GetContainerId() string {
@@ -1786,7 +1892,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1904,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1917,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type WaitProcessRequest struct {
@@ -1824,7 +1930,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1942,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1955,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -1875,7 +1981,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1993,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2006,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitProcessResponse) GetExit() *ExitRecord {
@@ -1919,7 +2025,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2037,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2050,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -1962,7 +2068,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2080,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2093,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type UpdateContainerRequest struct {
@@ -2001,7 +2107,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2119,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2132,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -2058,7 +2164,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2176,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2189,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type OnlineRequest struct {
@@ -2096,7 +2202,7 @@ type OnlineRequest struct {
 
 func (x *OnlineRequest) Reset() {
 	*x = OnlineRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2214,7 @@ func (x *OnlineRequest) String() string {
 func (*OnlineRequest) ProtoMessage() {}
 
 func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2227,7 @@ func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineRequest.ProtoReflect.Descriptor instead.
 func (*OnlineRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OnlineRequest) GetCpus() int32 {
@@ -2148,7 +2254,7 @@ type OnlineResponse struct {
 
 func (x *OnlineResponse) Reset() {
 	*x = OnlineResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2266,7 @@ func (x *OnlineResponse) String() string {
 func (*OnlineResponse) ProtoMessage() {}
 
 func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2279,7 @@ func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineResponse.ProtoReflect.Descriptor instead.
 func (*OnlineResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OnlineResponse) GetCpus() int32 {
@@ -2198,7 +2304,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2316,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2329,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type ShutdownResponse struct {
@@ -2234,7 +2340,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2352,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2365,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 // A LogRecord is one line, or a part of one, that a container wrote. While
@@ -2279,7 +2385,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2397,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2410,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LogRecord) GetOffset() uint64 {
@@ -2365,7 +2471,7 @@ type ExitRecord struct {
 
 func (x *ExitRecord) Reset() {
 	*x = ExitRecord{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2483,7 @@ func (x *ExitRecord) String() string {
 func (*ExitRecord) ProtoMessage() {}
 
 func (x *ExitRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2496,7 @@ func (x *ExitRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitRecord.ProtoReflect.Descriptor instead.
 func (*ExitRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExitRecord) GetOffset() uint64 {
@@ -2453,7 +2559,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2571,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2584,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AcknowledgeRequest) GetContainerId() string {
@@ -2510,7 +2616,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2628,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2641,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type StatsRequest struct {
@@ -2547,7 +2653,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2665,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2678,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsRequest) GetContainerIds() []string {
@@ -2598,7 +2704,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2716,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2729,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatsResponse) GetTimeNs() int64 {
@@ -2702,7 +2808,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2820,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2833,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2828,7 +2934,7 @@ type FilesystemStats struct {
 
 func (x *FilesystemStats) Reset() {
 	*x = FilesystemStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +2946,7 @@ func (x *FilesystemStats) String() string {
 func (*FilesystemStats) ProtoMessage() {}
 
 func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +2959,7 @@ func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemStats.ProtoReflect.Descriptor instead.
 func (*FilesystemStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FilesystemStats) GetUsedBytes() uint64 {
@@ -2908,7 +3014,7 @@ type VolumeStats struct {
 
 func (x *VolumeStats) Reset() {
 	*x = VolumeStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3026,7 @@ func (x *VolumeStats) String() string {
 func (*VolumeStats) ProtoMessage() {}
 
 func (x *VolumeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3039,7 @@ func (x *VolumeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
 func (*VolumeStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VolumeStats) GetId() string {
@@ -2965,7 +3071,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3083,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3096,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3070,9 +3176,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x05EXITS\x10\b\";\n" +
 	"\vStreamReply\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"1\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"e\n" +
 	"\fHelloRequest\x12!\n" +
-	"\fhost_version\x18\x01 \x01(\tR\vhostVersion\"\xf8\x01\n" +
+	"\fhost_version\x18\x01 \x01(\tR\vhostVersion\x122\n" +
+	"\x05clock\x18\x02 \x01(\v2\x1c.atoll.agent.v1.ClockReadingR\x05clock\"B\n" +
+	"\fClockReading\x12\x17\n" +
+	"\ahost_ns\x18\x01 \x01(\x03R\x06hostNs\x12\x19\n" +
+	"\bguest_ns\x18\x02 \x01(\x03R\aguestNs\"\xaf\x02\n" +
 	"\rHelloResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x17\n" +
@@ -3082,7 +3192,9 @@ const file_agent_proto_rawDesc = "" +
 	"containers\x18\x05 \x03(\v2\x1e.atoll.agent.v1.ContainerStateR\n" +
 	"containers\x12\x1a\n" +
 	"\bfeatures\x18\x06 \x03(\tR\bfeatures\x12\x1b\n" +
-	"\tuptime_ns\x18\a \x01(\x03R\buptimeNs\"\x8b\x02\n" +
+	"\tuptime_ns\x18\a \x01(\x03R\buptimeNs\x12\x1a\n" +
+	"\bprotocol\x18\b \x01(\rR\bprotocol\x12\x19\n" +
+	"\bclock_ns\x18\t \x01(\x03R\aclockNs\"\x8b\x02\n" +
 	"\x0eContainerState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12:\n" +
 	"\x05phase\x18\x02 \x01(\x0e2$.atoll.agent.v1.ContainerState.PhaseR\x05phase\x12\x10\n" +
@@ -3096,7 +3208,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aCREATED\x10\x00\x12\v\n" +
 	"\aRUNNING\x10\x01\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x02\"\xaa\x04\n" +
+	"\x06EXITED\x10\x02\"\xc3\x04\n" +
 	"\x13SetupSandboxRequest\x12\x19\n" +
 	"\bclock_ns\x18\x01 \x01(\x03R\aclockNs\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12\x1a\n" +
@@ -3115,14 +3227,17 @@ const file_agent_proto_rawDesc = "" +
 	"\x0eephemeral_disk\x18\n" +
 	" \x01(\tR\rephemeralDisk\x12\x17\n" +
 	"\apod_uid\x18\v \x01(\tR\x06podUid\x12<\n" +
-	"\x0euser_namespace\x18\f \x01(\v2\x15.atoll.agent.v1.IDMapR\ruserNamespace\x1a:\n" +
+	"\x0euser_namespace\x18\f \x01(\v2\x15.atoll.agent.v1.IDMapR\ruserNamespace\x12\x17\n" +
+	"\avm_uuid\x18\r \x01(\tR\x06vmUuid\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"5\n" +
 	"\x05IDMap\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\rR\x06length\"\x16\n" +
-	"\x14SetupSandboxResponse\"\x90\x01\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\"J\n" +
+	"\x14SetupSandboxResponse\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x19\n" +
+	"\bclock_ns\x18\x02 \x01(\x03R\aclockNs\"\x90\x01\n" +
 	"\tInterface\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -3332,7 +3447,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_agent_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: atoll.agent.v1.StreamHeader.Kind
 	(ContainerState_Phase)(0),       // 1: atoll.agent.v1.ContainerState.Phase
@@ -3341,107 +3456,109 @@ var file_agent_proto_goTypes = []any{
 	(*StreamHeader)(nil),            // 4: atoll.agent.v1.StreamHeader
 	(*StreamReply)(nil),             // 5: atoll.agent.v1.StreamReply
 	(*HelloRequest)(nil),            // 6: atoll.agent.v1.HelloRequest
-	(*HelloResponse)(nil),           // 7: atoll.agent.v1.HelloResponse
-	(*ContainerState)(nil),          // 8: atoll.agent.v1.ContainerState
-	(*SetupSandboxRequest)(nil),     // 9: atoll.agent.v1.SetupSandboxRequest
-	(*IDMap)(nil),                   // 10: atoll.agent.v1.IDMap
-	(*SetupSandboxResponse)(nil),    // 11: atoll.agent.v1.SetupSandboxResponse
-	(*Interface)(nil),               // 12: atoll.agent.v1.Interface
-	(*Route)(nil),                   // 13: atoll.agent.v1.Route
-	(*DNS)(nil),                     // 14: atoll.agent.v1.DNS
-	(*AddVolumeRequest)(nil),        // 15: atoll.agent.v1.AddVolumeRequest
-	(*AddVolumeResponse)(nil),       // 16: atoll.agent.v1.AddVolumeResponse
-	(*RemoveVolumeRequest)(nil),     // 17: atoll.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),    // 18: atoll.agent.v1.RemoveVolumeResponse
-	(*CreateContainerRequest)(nil),  // 19: atoll.agent.v1.CreateContainerRequest
-	(*VolumeMount)(nil),             // 20: atoll.agent.v1.VolumeMount
-	(*CreateContainerResponse)(nil), // 21: atoll.agent.v1.CreateContainerResponse
-	(*StartProcessRequest)(nil),     // 22: atoll.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 23: atoll.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 24: atoll.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 25: atoll.agent.v1.SignalProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 26: atoll.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 27: atoll.agent.v1.ResizeTerminalResponse
-	(*WaitProcessRequest)(nil),      // 28: atoll.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 29: atoll.agent.v1.WaitProcessResponse
-	(*RemoveContainerRequest)(nil),  // 30: atoll.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 31: atoll.agent.v1.RemoveContainerResponse
-	(*UpdateContainerRequest)(nil),  // 32: atoll.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 33: atoll.agent.v1.UpdateContainerResponse
-	(*OnlineRequest)(nil),           // 34: atoll.agent.v1.OnlineRequest
-	(*OnlineResponse)(nil),          // 35: atoll.agent.v1.OnlineResponse
-	(*ShutdownRequest)(nil),         // 36: atoll.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 37: atoll.agent.v1.ShutdownResponse
-	(*LogRecord)(nil),               // 38: atoll.agent.v1.LogRecord
-	(*ExitRecord)(nil),              // 39: atoll.agent.v1.ExitRecord
-	(*AcknowledgeRequest)(nil),      // 40: atoll.agent.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),     // 41: atoll.agent.v1.AcknowledgeResponse
-	(*StatsRequest)(nil),            // 42: atoll.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 43: atoll.agent.v1.StatsResponse
-	(*ContainerStats)(nil),          // 44: atoll.agent.v1.ContainerStats
-	(*FilesystemStats)(nil),         // 45: atoll.agent.v1.FilesystemStats
-	(*VolumeStats)(nil),             // 46: atoll.agent.v1.VolumeStats
-	(*NetworkStats)(nil),            // 47: atoll.agent.v1.NetworkStats
-	nil,                             // 48: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 49: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	(*ClockReading)(nil),            // 7: atoll.agent.v1.ClockReading
+	(*HelloResponse)(nil),           // 8: atoll.agent.v1.HelloResponse
+	(*ContainerState)(nil),          // 9: atoll.agent.v1.ContainerState
+	(*SetupSandboxRequest)(nil),     // 10: atoll.agent.v1.SetupSandboxRequest
+	(*IDMap)(nil),                   // 11: atoll.agent.v1.IDMap
+	(*SetupSandboxResponse)(nil),    // 12: atoll.agent.v1.SetupSandboxResponse
+	(*Interface)(nil),               // 13: atoll.agent.v1.Interface
+	(*Route)(nil),                   // 14: atoll.agent.v1.Route
+	(*DNS)(nil),                     // 15: atoll.agent.v1.DNS
+	(*AddVolumeRequest)(nil),        // 16: atoll.agent.v1.AddVolumeRequest
+	(*AddVolumeResponse)(nil),       // 17: atoll.agent.v1.AddVolumeResponse
+	(*RemoveVolumeRequest)(nil),     // 18: atoll.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),    // 19: atoll.agent.v1.RemoveVolumeResponse
+	(*CreateContainerRequest)(nil),  // 20: atoll.agent.v1.CreateContainerRequest
+	(*VolumeMount)(nil),             // 21: atoll.agent.v1.VolumeMount
+	(*CreateContainerResponse)(nil), // 22: atoll.agent.v1.CreateContainerResponse
+	(*StartProcessRequest)(nil),     // 23: atoll.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 24: atoll.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 25: atoll.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 26: atoll.agent.v1.SignalProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 27: atoll.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 28: atoll.agent.v1.ResizeTerminalResponse
+	(*WaitProcessRequest)(nil),      // 29: atoll.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 30: atoll.agent.v1.WaitProcessResponse
+	(*RemoveContainerRequest)(nil),  // 31: atoll.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 32: atoll.agent.v1.RemoveContainerResponse
+	(*UpdateContainerRequest)(nil),  // 33: atoll.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 34: atoll.agent.v1.UpdateContainerResponse
+	(*OnlineRequest)(nil),           // 35: atoll.agent.v1.OnlineRequest
+	(*OnlineResponse)(nil),          // 36: atoll.agent.v1.OnlineResponse
+	(*ShutdownRequest)(nil),         // 37: atoll.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 38: atoll.agent.v1.ShutdownResponse
+	(*LogRecord)(nil),               // 39: atoll.agent.v1.LogRecord
+	(*ExitRecord)(nil),              // 40: atoll.agent.v1.ExitRecord
+	(*AcknowledgeRequest)(nil),      // 41: atoll.agent.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),     // 42: atoll.agent.v1.AcknowledgeResponse
+	(*StatsRequest)(nil),            // 43: atoll.agent.v1.StatsRequest
+	(*StatsResponse)(nil),           // 44: atoll.agent.v1.StatsResponse
+	(*ContainerStats)(nil),          // 45: atoll.agent.v1.ContainerStats
+	(*FilesystemStats)(nil),         // 46: atoll.agent.v1.FilesystemStats
+	(*VolumeStats)(nil),             // 47: atoll.agent.v1.VolumeStats
+	(*NetworkStats)(nil),            // 48: atoll.agent.v1.NetworkStats
+	nil,                             // 49: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 50: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	0,  // 0: atoll.agent.v1.StreamHeader.kind:type_name -> atoll.agent.v1.StreamHeader.Kind
-	8,  // 1: atoll.agent.v1.HelloResponse.containers:type_name -> atoll.agent.v1.ContainerState
-	1,  // 2: atoll.agent.v1.ContainerState.phase:type_name -> atoll.agent.v1.ContainerState.Phase
-	39, // 3: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
-	12, // 4: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
-	14, // 5: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
-	48, // 6: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	10, // 7: atoll.agent.v1.SetupSandboxRequest.user_namespace:type_name -> atoll.agent.v1.IDMap
-	13, // 8: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
-	2,  // 9: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
-	20, // 10: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
-	39, // 11: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
-	49, // 12: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
-	3,  // 13: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
-	44, // 14: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
-	46, // 15: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
-	47, // 16: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
-	45, // 17: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
-	44, // 18: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
-	45, // 19: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
-	45, // 20: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
-	6,  // 21: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
-	9,  // 22: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
-	15, // 23: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
-	17, // 24: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
-	19, // 25: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
-	22, // 26: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
-	24, // 27: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
-	26, // 28: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
-	28, // 29: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
-	30, // 30: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
-	32, // 31: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
-	42, // 32: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
-	40, // 33: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
-	34, // 34: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
-	36, // 35: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
-	7,  // 36: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
-	11, // 37: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
-	16, // 38: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
-	18, // 39: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
-	21, // 40: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
-	23, // 41: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
-	25, // 42: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
-	27, // 43: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
-	29, // 44: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
-	31, // 45: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
-	33, // 46: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
-	43, // 47: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
-	41, // 48: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
-	35, // 49: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
-	37, // 50: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
-	36, // [36:51] is the sub-list for method output_type
-	21, // [21:36] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	7,  // 1: atoll.agent.v1.HelloRequest.clock:type_name -> atoll.agent.v1.ClockReading
+	9,  // 2: atoll.agent.v1.HelloResponse.containers:type_name -> atoll.agent.v1.ContainerState
+	1,  // 3: atoll.agent.v1.ContainerState.phase:type_name -> atoll.agent.v1.ContainerState.Phase
+	40, // 4: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
+	13, // 5: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
+	15, // 6: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
+	49, // 7: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	11, // 8: atoll.agent.v1.SetupSandboxRequest.user_namespace:type_name -> atoll.agent.v1.IDMap
+	14, // 9: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
+	2,  // 10: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
+	21, // 11: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
+	40, // 12: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
+	50, // 13: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	3,  // 14: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
+	45, // 15: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
+	47, // 16: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
+	48, // 17: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
+	46, // 18: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
+	45, // 19: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
+	46, // 20: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
+	46, // 21: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
+	6,  // 22: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
+	10, // 23: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
+	16, // 24: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
+	18, // 25: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
+	20, // 26: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
+	23, // 27: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
+	25, // 28: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
+	27, // 29: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
+	29, // 30: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
+	31, // 31: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
+	33, // 32: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
+	43, // 33: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
+	41, // 34: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
+	35, // 35: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
+	37, // 36: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
+	8,  // 37: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
+	12, // 38: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
+	17, // 39: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
+	19, // 40: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
+	22, // 41: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
+	24, // 42: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
+	26, // 43: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
+	28, // 44: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
+	30, // 45: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
+	32, // 46: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
+	34, // 47: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
+	44, // 48: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
+	42, // 49: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
+	36, // 50: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
+	38, // 51: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
+	37, // [37:52] is the sub-list for method output_type
+	22, // [22:37] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3455,7 +3572,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

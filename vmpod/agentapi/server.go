@@ -24,6 +24,9 @@ type Handler interface {
 	ServeStream(ctx context.Context, h *StreamHeader, s *Stream) error
 }
 
+// A Rester is a Handler that is told when a session has ended.
+type Rester interface{ Rest() }
+
 // Serve serves one session after another on rw, until reading fails or ctx
 // ends. Each attach marker ends the session before and begins a new one; a
 // host that goes away without a word leaves its session idle until then, and
@@ -151,6 +154,9 @@ func (s *server) session(ctx context.Context, c *guestConn) {
 	if err != nil {
 		s.logf("agent session: %v", err)
 		return
+	}
+	if r, ok := s.handler.(Rester); ok {
+		defer r.Rest()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

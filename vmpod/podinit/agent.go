@@ -3,6 +3,7 @@ package podinit
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +45,7 @@ type agent struct {
 	exits  *exitJournal
 	images *imageMounts
 	usage  *usageCache
+	clock  *hostClock
 
 	// kept is what the kernel took of the RAM at the boot, in bytes.
 	kept int64
@@ -53,23 +55,30 @@ type agent struct {
 	// setup serialises SetupSandbox; ready is set when it has succeeded.
 	setup sync.Mutex
 
-	mu         sync.Mutex
-	ready      bool
-	sharedPID  string          // path of the pod's PID namespace, empty if not shared
-	userns     *userNamespace  // the pod's, nil if it has none
-	interfaces map[string]bool // the pod's, by name
-	volumes    map[string]*volume
-	containers map[string]*container
-	creating   map[string]*sync.Mutex // serialises work on one container or volume
-	cdev       bool                   // the kernel can restrict devices
+	mu     sync.Mutex
+	ready  bool
+	lacks  []string // what SetupSandbox has not done yet
+	bootID string   // of this VM, once it is drawn
+	// productUUID is the file that containers see as the machine's, empty if
+	// they see none.
+	productUUID string
+	sharedPID   string          // path of the pod's PID namespace, empty if not shared
+	userns      *userNamespace  // the pod's, nil if it has none
+	interfaces  map[string]bool // the pod's, by name
+	volumes     map[string]*volume
+	containers  map[string]*container
+	creating    map[string]*sync.Mutex // serialises work on one container or volume
+	cdev        bool                   // the kernel can restrict devices
 }
 
 func newAgent(p places) *agent {
-	return &agent{
-		places: p, reaper: newReaper(), exits: newExitJournal(), images: newImageMounts(p.images), usage: newUsageCache(),
+	a := &agent{
+		places: p, clock: newHostClock(), reaper: newReaper(), exits: newExitJournal(), images: newImageMounts(p.images), usage: newUsageCache(),
 		volumes: map[string]*volume{}, containers: map[string]*container{}, creating: map[string]*sync.Mutex{},
 		cdev: haveBPF(),
 	}
+	a.lacks = a.itemNames()
+	return a
 }
 
 // Package regexp is not used here: compiling a handful of patterns costs a
@@ -90,16 +99,6 @@ func only(s string, limit int, others string) bool {
 func checkID(what, id string) error {
 	if !only(id, 128, "_.-") || id[0] == '.' || id[0] == '-' {
 		return fmt.Errorf("%s id %q: want 1 to 128 characters of [a-zA-Z0-9_.-], not beginning with a dot or dash: %w", what, id, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
-// requireSandbox is the gate: nothing but Hello passes before SetupSandbox.
-func (a *agent) requireSandbox() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.ready {
-		return fmt.Errorf("the sandbox is not set up; call SetupSandbox first: %w", errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -130,16 +129,14 @@ func (a *agent) container(id string) (*container, error) {
 }
 
 // Hello says who answers; it works at any time.
-func (a *agent) Hello(ctx context.Context, _ *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
-	resp := &agentapi.HelloResponse{Version: Version, Features: features(), UptimeNs: uptime()}
+func (a *agent) Hello(ctx context.Context, r *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
+	resp := &agentapi.HelloResponse{Version: Version, Protocol: agentapi.Protocol, Features: features(), UptimeNs: uptime()}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		resp.Kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	resp.BootId = strings.TrimSpace(string(boot))
 	a.mu.Lock()
-	resp.SandboxReady = a.ready
+	resp.SandboxReady, resp.BootId = a.ready, a.bootID
 	all := make([]*container, 0, len(a.containers))
 	for _, c := range a.containers {
 		all = append(all, c)
@@ -148,6 +145,12 @@ func (a *agent) Hello(ctx context.Context, _ *agentapi.HelloRequest) (*agentapi.
 	for _, c := range all {
 		resp.Containers = append(resp.Containers, c.state())
 	}
+	if resp.SandboxReady {
+		if err := a.clock.keep(r.Clock); err != nil {
+			slog.Warn("the clock is not kept", "error", err)
+		}
+	}
+	resp.ClockNs = time.Now().UnixNano() // last, so that it is fresh
 	return resp, nil
 }
 

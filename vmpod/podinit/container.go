@@ -132,14 +132,14 @@ func (a *agent) prepare(c *container) error {
 		return err
 	}
 	a.mu.Lock()
-	sharedPID, userns := a.sharedPID, ""
+	sharedPID, userns, productUUID := a.sharedPID, "", a.productUUID
 	if a.userns != nil {
 		userns = a.userns.path
 	}
 	a.mu.Unlock()
 	spec, sysctls, err := compose(c.request.Spec, composition{
 		root: c.root, readonly: c.request.ReadonlyRootfs, cgroup: "/" + filepath.Base(podCgroup) + "/" + c.id, terminal: c.request.Tty,
-		sharedPID: sharedPID, userns: userns, containerPID: a.pidNamespaceOf, binds: c.binds, shm: "/dev/shm", devices: a.cdev,
+		sharedPID: sharedPID, userns: userns, containerPID: a.pidNamespaceOf, binds: c.binds, shm: "/dev/shm", devices: a.cdev, productUUID: productUUID,
 	})
 	if err != nil {
 		return err

@@ -128,6 +128,7 @@ func busyboxImage(t *testing.T, dir string) string {
 		}
 	}
 	os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0::/:/bin/sh\n"), 0o644)
+	os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o644)
 	os.Symlink("/etc/shadow-of-the-guest", filepath.Join(root, "escape"))
 	os.Symlink("../../../../etc/passwd", filepath.Join(root, "inside"))
 	image := filepath.Join(dir, "image.erofs")
@@ -255,7 +256,7 @@ func setupRequest() *agentapi.SetupSandboxRequest {
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	return &agentapi.SetupSandboxRequest{
-		ClockNs: time.Now().UnixNano(), Entropy: entropy, Hostname: "pod-1", MachineId: strings.Repeat("0a", 16), PodUid: "uid-1",
+		ClockNs: time.Now().UnixNano(), Entropy: entropy, Hostname: "pod-1", MachineId: strings.Repeat("0a", 16), PodUid: "uid-1", VmUuid: "0b0b0b0b-0c0c-4d0d-8e0e-0f0f0f0f0f0f",
 		Interfaces: []*agentapi.Interface{{Mac: "02:00:00:00:00:01", Name: "eth0", Mtu: 1400, Addresses: []string{"198.19.0.7/32"},
 			Routes: []*agentapi.Route{{Destination: "169.254.1.1/32"}, {Destination: "0.0.0.0/0", Gateway: "169.254.1.1"}}}},
 		Dns:     &agentapi.DNS{Servers: []string{"198.18.64.10"}, Searches: []string{"default.svc.cluster.local"}, Options: []string{"ndots:5"}},

@@ -26,7 +26,7 @@ func TestSharedPod(t *testing.T) {
 
 	r := setupRequest()
 	r.Entropy = nil
-	if _, err := c.SetupSandbox(ctx, r); !errdefs.IsInvalidArgument(err) {
+	if _, err := c.SetupSandbox(ctx, r); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without entropy: %v", err)
 	}
 	r = setupRequest()

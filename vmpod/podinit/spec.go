@@ -28,6 +28,7 @@ type composition struct {
 	binds        []bind // volumes and files of ours
 	shm          string // the pod's /dev/shm
 	devices      bool   // the kernel can restrict devices
+	productUUID  string // file to be seen as the machine's UUID; empty: none is
 }
 
 // A bind is one mount of a directory or file of the guest into a container.
@@ -176,6 +177,9 @@ func (c composition) mounts(in []specs.Mount) ([]specs.Mount, error) {
 		}
 		taken[d] = true
 		out = append(out, m)
+		if d == "/sys" && c.productUUID != "" {
+			out = append(out, bind{source: c.productUUID, destination: productUUID, readOnly: true}.mount())
+		}
 	}
 	for _, b := range c.binds {
 		if b.optional && taken[path.Clean(b.destination)] {
