@@ -176,6 +176,7 @@ func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (stora
 					Time: rd.at, Path: hostDir,
 					Bytes: v.Usage.UsedBytes, Inodes: v.Usage.UsedInodes,
 					CapacityBytes: v.Usage.CapacityBytes, AvailableBytes: v.Usage.AvailableBytes,
+					InodesCapacity: v.Usage.Inodes, InodesFree: v.Usage.InodesFree,
 				}, nil
 			}
 		}

@@ -90,4 +90,7 @@ type Usage struct {
 	Bytes, Inodes  uint64
 	CapacityBytes  uint64
 	AvailableBytes uint64
+	// InodesCapacity and InodesFree are 0 where they are not known.
+	InodesCapacity uint64
+	InodesFree     uint64
 }

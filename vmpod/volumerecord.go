@@ -21,8 +21,9 @@ type VolumeRecord struct {
 	Kind string `json:"kind"`
 	// Medium is "" (the pod's ephemeral disk) or "Memory" (a tmpfs).
 	Medium string `json:"medium,omitempty"`
-	// SizeLimit is in bytes, 0 for none. For a disk it is judged by eviction;
-	// for memory it is also the tmpfs's size.
+	// SizeLimit is in bytes, 0 for none. For memory it is the tmpfs's size. On
+	// the disk the kubelet evicts the pod whose volume has exceeded it; a guest
+	// with quotas lets the volume exceed it by 1 MiB at most.
 	SizeLimit int64 `json:"sizeLimit,omitempty"`
 	// FSGroup owns the volume's root directory (mode 2777), if set.
 	FSGroup *int64 `json:"fsGroup,omitempty"`

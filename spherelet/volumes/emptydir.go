@@ -183,6 +183,6 @@ func (e *emptyDir) GetMetrics() (*volume.Metrics, error) {
 	return &volume.Metrics{
 		Time: metav1.NewTime(at),
 		Used: q(u.Bytes), Capacity: q(u.CapacityBytes), Available: q(u.AvailableBytes), InodesUsed: q(u.Inodes),
-		Inodes: q(0), InodesFree: q(0),
+		Inodes: q(u.InodesCapacity), InodesFree: q(u.InodesFree),
 	}, nil
 }

@@ -124,14 +124,14 @@ func TestMetricsComeFromTheGuest(t *testing.T) {
 	var asked string
 	p := plugin(t, func(_ context.Context, uid, dir string) (storage.Usage, error) {
 		asked = uid + " " + filepath.Base(dir)
-		return storage.Usage{Bytes: 123, CapacityBytes: 1000, AvailableBytes: 877, Inodes: 4}, nil
+		return storage.Usage{Bytes: 123, CapacityBytes: 1000, AvailableBytes: 877, Inodes: 4, InodesCapacity: 90, InodesFree: 86}, nil
 	})
 	m, err := p.NewMounter(spec("data", "", "1Mi"), podWithLimit(""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := m.GetMetrics()
-	if err != nil || got.Used.Value() != 123 || got.InodesUsed.Value() != 4 || got.Time.IsZero() {
+	if err != nil || got.Used.Value() != 123 || got.InodesUsed.Value() != 4 || got.Inodes.Value() != 90 || got.InodesFree.Value() != 86 || got.Time.IsZero() {
 		t.Fatalf("GetMetrics = %+v, %v", got, err)
 	}
 	if asked != "11111111-2222-3333-4444-555555555555 data" {
