@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/openatoll/atoll/internal/heappeak"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
@@ -124,30 +124,10 @@ func (s *testServer) unharmed(t *testing.T, sandbox, container string) {
 // start at any sampled moment.
 func heapWithin(t *testing.T, limit uint64, do func()) {
 	t.Helper()
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	start, peak := m.HeapInuse, m.HeapInuse
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			peak = max(peak, m.HeapInuse)
-			select {
-			case <-stop:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	}()
-	do()
-	close(stop)
-	<-done
-	t.Logf("heap at most %d MiB above its start", (peak-start)>>20)
-	if peak-start > limit {
-		t.Errorf("the heap grew by %d MiB; at most %d are right", (peak-start)>>20, limit>>20)
+	grew := heappeak.Of(do)
+	t.Logf("heap at most %d MiB above its start", grew>>20)
+	if grew > limit {
+		t.Errorf("the heap grew by %d MiB; at most %d are right", grew>>20, limit>>20)
 	}
 }
 

@@ -47,18 +47,29 @@ func TestReclaimIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A sandbox never gets what is left of an earlier one, its disk above all.
-func TestSandboxWaitsForWhatIsLeft(t *testing.T) {
-	h := newFakeHost()
-	dir := t.TempDir()
-	s := serve(t, h, dir)
+// servePrepared serves on a host on which an earlier server ended when it had
+// prepared the pod. What takes that back waits at a step of the host until letGo.
+func servePrepared(t *testing.T, step string) (h *fakeHost, dir string, s *testServer, letGo func()) {
+	t.Helper()
+	h, dir = newFakeHost(), t.TempDir()
+	s = serve(t, h, dir)
 	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the pod is prepared", func() bool { return h.guest(podUID) != nil })
 	s.stop()
-	release := h.holdAt("detach")
-	s = serve(t, h, dir)
+	release := h.holdAt(step)
+	return h, dir, serve(t, h, dir), func() {
+		h.mu.Lock()
+		h.hold = map[string]chan struct{}{}
+		h.mu.Unlock()
+		release()
+	}
+}
+
+// A sandbox never gets what is left of an earlier one, its disk above all.
+func TestSandboxWaitsForWhatIsLeft(t *testing.T) {
+	h, dir, s, letGo := servePrepared(t, "detach")
 	// At once: the start has only begun to take the preparation back.
 	ran := make(chan error, 1)
 	go func() {
@@ -70,10 +81,7 @@ func TestSandboxWaitsForWhatIsLeft(t *testing.T) {
 		t.Errorf("RunPodSandbox did not wait: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	h.mu.Lock()
-	h.hold = map[string]chan struct{}{}
-	h.mu.Unlock()
-	release()
+	letGo()
 	if err := <-ran; err != nil {
 		t.Fatal(err)
 	}
@@ -87,23 +95,11 @@ func TestSandboxWaitsForWhatIsLeft(t *testing.T) {
 // A hint that comes while the last start's preparation is being taken back is
 // worked on after that.
 func TestPrepareAfterTakingBack(t *testing.T) {
-	h := newFakeHost()
-	dir := t.TempDir()
-	s := serve(t, h, dir)
+	h, _, s, letGo := servePrepared(t, "remove")
 	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the pod is prepared", func() bool { return h.guest(podUID) != nil })
-	s.stop()
-	release := h.holdAt("remove")
-	s = serve(t, h, dir)
-	if err := s.Prepare(t.Context(), hintOf(podUID)); err != nil {
-		t.Fatal(err)
-	}
-	h.mu.Lock()
-	h.hold = map[string]chan struct{}{}
-	h.mu.Unlock()
-	release()
+	letGo()
 	eventually(t, "the pod is prepared anew", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()

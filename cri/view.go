@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"maps"
+	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -41,6 +42,7 @@ func (s *Server) View(ctx context.Context) View {
 		v.Prepared = append(v.Prepared, vm.String())
 	}
 	s.mu.Unlock()
+	slices.Sort(v.Prepared)
 	s.store.mu.RLock()
 	v.Events = s.store.seq
 	s.store.mu.RUnlock()

@@ -10,7 +10,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/openatoll/atoll/internal/heappeak"
 	"github.com/openatoll/atoll/storage/erofs"
 )
 
@@ -164,32 +164,6 @@ func toZstd(w io.Writer) io.WriteCloser {
 	return zw
 }
 
-// peakOf runs do and returns by how much the heap stood above its start.
-func peakOf(do func()) uint64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	start, peak := m.HeapInuse, m.HeapInuse
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			peak = max(peak, m.HeapInuse)
-			select {
-			case <-stop:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	}()
-	do()
-	close(stop)
-	<-done
-	return peak - start
-}
-
 // TestForgedImages pulls images that no tool would make. Each is refused with
 // a sentence that names it, within bounds of memory, and leaves nothing.
 func TestForgedImages(t *testing.T) {
@@ -316,7 +290,7 @@ func TestForgedImages(t *testing.T) {
 			outside := t.TempDir()
 			s := newStore(t, Config{Root: filepath.Join(outside, "images"), Limits: erofs.Limits{Bytes: 64 << 20}, Timeouts: Timeouts{Connect: 5 * time.Second, Header: 20 * time.Second, Stall: 20 * time.Second}})
 			var err error
-			peak := peakOf(func() { _, err = s.Pull(t.Context(), ref, nil, nil) })
+			peak := heappeak.Of(func() { _, err = s.Pull(t.Context(), ref, nil, nil) })
 			if err == nil || !c.class(err) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), ref) || len(err.Error()) > 2000 {
 				t.Errorf("Pull = %.2000v; want another class or that it names %s and says %q", err, ref, c.says)
 			}
