@@ -72,7 +72,10 @@ func TestCrashMatrix(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), rpcTimeout)
-	err := n.pull(ctx, base.ref)
+	accelerator, err := n.accelerator(ctx)
+	if err == nil {
+		err = n.pull(ctx, base.ref)
+	}
 	cancel()
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +112,7 @@ func TestCrashMatrix(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	s := summary{cells: len(results), rounds: len(plan), lines: lines, took: time.Since(began)}
+	s := summary{cells: len(results), rounds: len(plan), lines: lines, took: time.Since(began), accelerator: accelerator}
 	t.Log(s)
 	if *table != "" {
 		if err := os.WriteFile(*table, []byte(writeTable(results, s)), 0o644); err != nil {

@@ -2,6 +2,7 @@ package crashmatrix
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,6 +65,17 @@ func (n *node) container(p *pod, name, image, script string) (*runtimeapi.Contai
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 		}},
 	}, nil
+}
+
+// accelerator is what the pods' VMs run on.
+func (n *node) accelerator(ctx context.Context) (string, error) {
+	r, err := n.rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return "", err
+	}
+	var view struct{ Host struct{ Accelerator string } }
+	err = json.Unmarshal([]byte(r.Info["config"]), &view)
+	return view.Host.Accelerator, err
 }
 
 func (n *node) pull(ctx context.Context, ref string) error {

@@ -23,6 +23,7 @@ func (r result) String() string {
 type summary struct {
 	cells, rounds, lines int
 	took                 time.Duration
+	accelerator          string
 }
 
 func (s summary) String() string {
@@ -63,12 +64,14 @@ func writeTable(results []result, s summary) string {
 		if !r.ok() {
 			bad++
 		}
-		times = append(times, r.recovery)
+		if r.recovery > 0 { // it came so far
+			times = append(times, r.recovery)
+		}
 	}
 	slices.Sort(times)
 	if len(times) > 0 {
-		fmt.Fprintf(&b, "%d crashes, %d with a fault; recovery p50 %.2f s, longest %.2f s; the neighbour wrote %d lines in %.0f s (emulated CPUs, TCG).\n\n",
-			len(results), bad, times[len(times)/2].Seconds(), times[len(times)-1].Seconds(), s.lines, s.took.Seconds())
+		fmt.Fprintf(&b, "%d crashes, %d with a fault; recovery p50 %.2f s, longest %.2f s; the neighbour wrote %d lines in %.0f s (%s).\n\n",
+			len(results), bad, times[len(times)/2].Seconds(), times[len(times)-1].Seconds(), s.lines, s.took.Seconds(), s.accelerator)
 	}
 	b.WriteString("| Point | Operation | died | retry | orphans | neighbour | recovery s |\n|---|---|---|---|---|---|---|\n")
 	order := func(r result) int { return slices.Index(operations, r.op)*1000 + slices.Index(plan[r.op], r.visit) }
