@@ -177,9 +177,9 @@ func (r Reserved) foreignName(req *x509.CertificateRequest, node *corev1.Node, n
 	return ""
 }
 
-// Reserved is what no node may be called: names and addresses of the API server
-// and of Services. A node writes its own addresses, and with one of these among
-// them could pose as any Service, since pods trust the same authority.
+// Reserved is what no node may be called: names and addresses of Services, the
+// API server's among them. A node writes its own addresses, and with one of these
+// could pose as a Service, since pods trust the same authority.
 type Reserved struct {
 	ClusterDomain string       // of Services' names
 	Services      netip.Prefix // of Services' addresses
