@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -60,6 +61,9 @@ func TestShares(t *testing.T) {
 		t.Skip("boots a guest")
 	}
 	if _, err := FindVirtiofsd(t.Context()); err != nil {
+		if slices.ContainsFunc(virtiofsdPaths, func(p string) bool { _, err := os.Stat(p); return err == nil }) {
+			t.Fatal(err) // it is there
+		}
 		t.Skip(err)
 	}
 	dir := sharedTree(t)
