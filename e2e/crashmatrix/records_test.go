@@ -78,8 +78,14 @@ func (n *node) recordsAgree(v view, intents map[string]bool) (wrong []string) {
 	if err != nil {
 		note("cri.db: %v", err)
 	}
+	return append(wrong, n.imagesAgree(v, intents)...)
+}
+
+// imagesAgree looks at what the image store has promised to whom.
+func (n *node) imagesAgree(v view, intents map[string]bool) (wrong []string) {
+	note := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	ready := v.ready()
-	err = readDB(filepath.Join(n.data, "images", "images.db"), func(tx *bolt.Tx) error {
+	err := readDB(filepath.Join(n.data, "images", "images.db"), func(tx *bolt.Tx) error {
 		each(tx.Bucket([]byte("atoll.holds")), func(k, _ []byte) {
 			user, image, _ := strings.Cut(string(k), "\x00")
 			if !ready[user] && !intents[user] {
