@@ -66,6 +66,7 @@ type SphereletConfiguration struct {
 	EvictionHard map[string]string `json:"evictionHard,omitempty"`
 
 	Hypervisor HypervisorConfiguration `json:"hypervisor,omitempty"`
+	Templates  TemplatesConfiguration  `json:"templates,omitempty"`
 	Images     ImagesConfiguration     `json:"images,omitempty"`
 	Streaming  StreamingConfiguration  `json:"streaming,omitempty"`
 	// Tracing sends spans of the kubelet, the runtime and its calls into pod
@@ -109,6 +110,23 @@ type HypervisorConfiguration struct {
 	// EphemeralDefault is the size of a pod's writable disk when the pod sets
 	// no ephemeral-storage limit, as a quantity; default "10Gi".
 	EphemeralDefault string `json:"ephemeralDefault,omitempty"`
+}
+
+// TemplatesConfiguration is about the guests from which pod VMs are cloned
+// instead of booted. There are none on a node with HostDirectories.
+type TemplatesConfiguration struct {
+	// Enabled; default true. Without, every pod VM boots.
+	Enabled *bool `json:"enabled,omitempty"`
+	// PerTenant keeps a template for each namespace, so that pods of different
+	// ones have no page of memory in common; then none is made before a
+	// namespace's first pod, which boots.
+	PerTenant bool `json:"perTenant,omitempty"`
+	// Memory is what templates, and clones that wait, may cost the host, as a
+	// quantity, at least 64Mi; default "512Mi". One template is always kept.
+	Memory string `json:"memory,omitempty"`
+	// Warm is how many clones of the usual size wait for a pod, 0 to 64;
+	// default 0.
+	Warm int32 `json:"warm,omitempty"`
 }
 
 // ImagesConfiguration says where images come from.

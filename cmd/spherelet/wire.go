@@ -62,6 +62,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 	if err := h.open(ctx); err != nil {
 		return err
 	}
+	registerLaunchMetrics()
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err
@@ -110,9 +111,13 @@ func (h *host) open(ctx context.Context) error {
 	}
 	driverConfig := driverConfig(h.cfg, h.paths, guest)
 	driverConfig.UID, driverConfig.GID, driverConfig.UIDs = uid, gid, uids
+	if driverConfig.Templates, err = templates(h.cfg); err != nil {
+		return err
+	}
 	if h.driver, err = qemu.New(driverConfig); err != nil {
 		return err
 	}
+	launchMetrics.driver.Store(h.driver)
 	h.facts = facts(ctx, h.driver, h.paths, guest)
 
 	tapConfig, err := tapConfig(h.cfg)

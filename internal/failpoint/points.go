@@ -90,6 +90,22 @@ const (
 	EraseDirComplete Point = "qemu/remove/directory-erased"
 )
 
+// Points of the QEMU driver's templates and clones.
+const (
+	TemplateStarted  Point = "qemu/template/process-started"
+	TemplateSaved    Point = "qemu/template/state-saved"
+	TemplateRecorded Point = "qemu/template/recorded"
+	WarmWaiting      Point = "qemu/warm/waiting"
+	CloneDirMade     Point = "qemu/clone/directory-made"
+	CloneStarted     Point = "qemu/clone/process-started"
+	CloneClaimed     Point = "qemu/clone/warm-claimed"
+	CloneRestored    Point = "qemu/clone/state-restored"
+	CloneEquipped    Point = "qemu/clone/devices-plugged"
+	CloneAccounted   Point = "qemu/clone/cgroups-made"
+	CloneContinued   Point = "qemu/clone/cpus-started"
+	CloneRecorded    Point = "qemu/clone/process-recorded"
+)
+
 // Points of the pod network.
 const (
 	AttachRecorded Point = "tap/attach/recorded"
@@ -134,6 +150,8 @@ var All = []Point{
 	RunIntentRecorded, AttachRecorded, AttachTapMade, AttachTapUp, AttachFiltered, RunNetworkAttached,
 	MasterFormatted, MasterNamed, DiskFormatted, DiskLinked, RunDiskMade,
 	LaunchDirHalf, LaunchDirMade, LaunchListening, LaunchStarted, LaunchRecorded, LaunchMonitored, LaunchAccounted, LaunchContinued,
+	TemplateStarted, TemplateSaved, TemplateRecorded, WarmWaiting,
+	CloneDirMade, CloneStarted, CloneClaimed, CloneRestored, CloneEquipped, CloneAccounted, CloneContinued, CloneRecorded,
 	RunLaunched, RunAgentAnswered, RunClaimed, RunGuestSetUp, RunRecorded,
 	HoldRecorded, PlugRecorded, PlugNodeAdded, PlugDeviceAdded,
 	CreateImageReady, CreateVolumeAdded, CreateVolumeNoted, CreateAgentAnswered, CreateEnvironmentKept, CreateRecorded,

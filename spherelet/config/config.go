@@ -31,6 +31,7 @@ const (
 	DefaultMaxPods          = 250
 	DefaultClusterDomain    = "cluster.local"
 	DefaultEphemeral        = "10Gi"
+	DefaultTemplateMemory   = "512Mi"
 	DefaultUnpackedSize     = "64Gi"
 	DefaultDownloads        = 3
 	AcceleratorAuto         = "auto"
@@ -156,6 +157,11 @@ func setDefaults(c *v1alpha1.SphereletConfiguration) error {
 	}
 	orString(&h.Accelerator, AcceleratorAuto)
 	orString(&h.EphemeralDefault, DefaultEphemeral)
+	if c.Templates.Enabled == nil {
+		yes := true
+		c.Templates.Enabled = &yes
+	}
+	orString(&c.Templates.Memory, DefaultTemplateMemory)
 	orString(&c.Images.MaxUnpackedSize, DefaultUnpackedSize)
 	if c.Images.MaxConcurrentDownloads == 0 {
 		c.Images.MaxConcurrentDownloads = DefaultDownloads

@@ -50,6 +50,8 @@ func TestParseErrors(t *testing.T) {
 		{"taint", minimal + "taints: [\"a=b\"]\n", `taints[0] is "a=b"`},
 		{"verbosity", minimal + "kubeletVerbosity: 9\n", "bodies of Secrets"},
 		{"accelerator", strings.Replace(minimal, "  guest:", "  accelerator: xen\n  guest:", 1), `accelerator is "xen"`},
+		{"template memory", minimal + "\ntemplates: {memory: 1Mi}\n", `templates.memory is "1Mi"`},
+		{"warm clones", minimal + "\ntemplates: {warm: -1}\n", "templates.warm is -1, must be 0 to 64"},
 		{"unpacked size", minimal + "\nimages: {maxUnpackedSize: 1Ki}\n", "at least 64Mi"},
 		{"collector", minimal + "\ntracing: {endpoint: collector}\n", `tracing.endpoint is "collector", must be host:port`},
 		{"sampling", minimal + "\ntracing: {samplingRatePerMillion: 1000001}\n", "must be 0 to 1000000"},

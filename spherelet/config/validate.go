@@ -170,6 +170,12 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if !slices.Contains([]string{AcceleratorAuto, AcceleratorKVM, AcceleratorTCG}, h.Accelerator) {
 		errs = append(errs, invalid("hypervisor.accelerator is %q, must be auto, kvm or tcg", h.Accelerator))
 	}
+	if q, err := resource.ParseQuantity(c.Templates.Memory); err != nil || q.Value() < 64<<20 {
+		errs = append(errs, invalid("templates.memory is %q, must be a quantity of at least 64Mi", c.Templates.Memory))
+	}
+	if n := c.Templates.Warm; n < 0 || n > 64 {
+		errs = append(errs, invalid("templates.warm is %d, must be 0 to 64", n))
+	}
 	if q, err := resource.ParseQuantity(c.Images.MaxUnpackedSize); err != nil || q.Value() < 64<<20 {
 		errs = append(errs, invalid("images.maxUnpackedSize is %q, must be a quantity of at least 64Mi", c.Images.MaxUnpackedSize))
 	}

@@ -165,6 +165,22 @@ type hostConn struct {
 	fj    frameJoiner
 	st    stuffer
 	buf   []byte
+	// ending: the last that is written is that the session is over.
+	ending atomic.Bool
+}
+
+// endPatience bounds the wait for a guest that does not read.
+const endPatience = 5 * time.Second
+
+// Close is called by yamux when nothing more is written. To a guest, the end
+// is what any kind of marker is that it does not know.
+func (h *hostConn) Close() error {
+	if h.ending.Swap(false) {
+		h.Conn.SetWriteDeadline(time.Now().Add(endPatience))
+		_, err := h.Conn.Write(appendMarker(nil, kindEnd, sessionID{}))
+		return errors.Join(err, h.Conn.Close())
+	}
+	return h.Conn.Close()
 }
 
 // Read is called by yamux's one receiving goroutine alone.
@@ -264,6 +280,14 @@ func (c *Client) Close() error {
 	c.fail(errors.New("closed by the host"))
 	<-c.done
 	return nil
+}
+
+// End ends the session as Close does, and tells the guest so: nothing of the
+// session is left in it, where Close leaves it idle until the next one. For a
+// guest that is saved and copied, after calls that have all been answered.
+func (c *Client) End() error {
+	c.channel.ending.Store(true)
+	return c.Close()
 }
 
 // intercept lets a call end with its ctx even when the guest takes nothing,

@@ -15,6 +15,7 @@ const (
 	kindEscape = 0x00 // the prefix itself was payload
 	kindAttach = 0x01 // host to guest: a new session begins here
 	kindEcho   = 0x02 // guest to host: it has begun
+	kindEnd    = 0x03 // host to guest: the session is over, and none follows
 	idLen      = 16
 	bodyLen    = idLen + 4
 	markerLen  = len(prefix) + 1 + bodyLen

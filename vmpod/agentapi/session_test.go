@@ -23,6 +23,7 @@ type fakeGuest struct {
 	AgentService
 	mu    sync.Mutex
 	trees [][]byte
+	over  chan struct{} // a WaitProcess was still there when its session ended
 }
 
 func (g *fakeGuest) Hello(ctx context.Context, r *HelloRequest) (*HelloResponse, error) {
@@ -35,6 +36,9 @@ func (g *fakeGuest) AddVolume(ctx context.Context, r *AddVolumeRequest) (*AddVol
 
 func (g *fakeGuest) WaitProcess(ctx context.Context, r *WaitProcessRequest) (*WaitProcessResponse, error) {
 	<-ctx.Done()
+	if g.over != nil {
+		close(g.over)
+	}
 	return nil, ctx.Err()
 }
 
@@ -299,6 +303,32 @@ func TestReattach(t *testing.T) {
 }
 
 // TestGuestIsLate attaches before the guest reads, as at boot.
+// TestEnd looks at the guest after a session: one that was closed waits there
+// for the next, one that was ended is over.
+func TestEnd(t *testing.T) {
+	dev := newChardev(t)
+	g := serveOn(t, dev.guest)
+	g.over = make(chan struct{})
+	c := attach(t, dev.dial(t))
+	hello(t, c)
+	waiting, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go c.WaitProcess(waiting, &WaitProcessRequest{})
+	for c.mux.NumStreams() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	hello(t, c) // behind the call that waits
+	if err := c.End(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-g.over:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the guest still serves a session that was ended")
+	}
+	hello(t, attach(t, dev.dial(t)))
+}
+
 func TestGuestIsLate(t *testing.T) {
 	d := newChardev(t)
 	time.AfterFunc(500*time.Millisecond, func() { serveOn(t, d.guest) })

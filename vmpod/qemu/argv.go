@@ -3,6 +3,7 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -104,6 +105,7 @@ func checkNIC(n vmpod.NIC) error {
 // by path in a command line made for people.
 type resources interface {
 	file(path string) string              // a path that QEMU can open
+	opened(f *os.File) string             // likewise, of what is open here
 	disk(d vmpod.Disk) (string, error)    // likewise, for a disk's image
 	listener(name string) (string, error) // options of a listening socket chardev
 	tap(n vmpod.NIC) (string, error)      // options of a tap netdev
@@ -133,6 +135,11 @@ type command struct {
 	sandbox bool // this QEMU has a seccomp sandbox
 	shared  bool // other processes, servers of shares, reach the guest's RAM
 	paused  bool // start with the CPUs stopped
+
+	// ram is a template's RAM, nil for a VM that has its own: written by the
+	// template itself, mapped copy-on-write by its clones.
+	ram   *os.File
+	clone bool // its devices' state comes from the template, on the monitor
 }
 
 // tcgCacheMiB bounds TCG's cache of translated code. QEMU's own default is
@@ -151,7 +158,7 @@ func (c command) argv(r resources) ([]string, error) {
 		"-no-user-config", "-nodefaults", "-display", "none",
 		// No machine part that a pod has no use for: see the decision record.
 		"-machine", "q35,memory-backend=ram,vmport=off,sata=off,smbus=off,i8042=off,dump-guest-core=off",
-		"-object", c.memoryBackend("ram", memoryMiB(c.spec)),
+		"-object", c.memoryBackend(r),
 		"-m", c.memory(),
 		"-smp", fmt.Sprintf("%d,sockets=1,cores=%d,threads=1,maxcpus=%d", c.spec.CPUs, c.maxCPUs, c.maxCPUs),
 		"-rtc", "base=utc,clock=host",
@@ -171,6 +178,9 @@ func (c command) argv(r resources) ([]string, error) {
 	}
 	if c.paused {
 		a = append(a, "-S")
+	}
+	if c.clone {
+		a = append(a, "-incoming", "defer")
 	}
 	a = append(a,
 		"-kernel", r.file(c.guest.Kernel),
@@ -195,13 +205,19 @@ func (c command) argv(r resources) ([]string, error) {
 	return append(append(a, r.extra()...), rendered...), nil
 }
 
-// memoryBackend is an -object that is RAM of the guest. Every one of them must
+// memoryBackend is the -object that is RAM of the guest. Every one of them must
 // be shared for a share to work: its server gets them as descriptors.
-func (c command) memoryBackend(id string, mib int64) string {
-	if c.shared {
-		return fmt.Sprintf("memory-backend-memfd,id=%s,size=%dM,share=on", id, mib)
+func (c command) memoryBackend(r resources) string {
+	mib := memoryMiB(c.spec)
+	switch {
+	case c.ram != nil && c.clone:
+		return fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=off", mib, r.opened(c.ram))
+	case c.ram != nil:
+		return fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", mib, r.opened(c.ram))
+	case c.shared:
+		return fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib)
 	}
-	return fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", id, mib)
+	return fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", mib)
 }
 
 // vmName is what people find the process by.

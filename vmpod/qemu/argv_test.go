@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"net"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -35,6 +36,7 @@ func (f *fakeFDs) file(string) string              { return "/proc/self/fd/" + f
 func (f *fakeFDs) disk(vmpod.Disk) (string, error) { return "/dev/fdset/" + f.next(), nil }
 func (f *fakeFDs) listener(string) (string, error) { return "fd=" + f.next(), nil }
 func (f *fakeFDs) tap(vmpod.NIC) (string, error)   { return "fd=" + f.next(), nil }
+func (f *fakeFDs) opened(*os.File) string          { return "/proc/self/fd/" + f.next() }
 func (f *fakeFDs) extra() []string                 { return nil }
 
 // TestArgvAllowList checks each argument of the fullest command line against

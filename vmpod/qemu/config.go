@@ -74,6 +74,9 @@ type Config struct {
 	GrowMemory int64
 	// HostDirectories are what shares may be of; empty: there can be none.
 	HostDirectories []vmpod.HostDirectory
+	// Templates are what VMs are cloned from. There are none where there are
+	// HostDirectories: what serves those must share the guest's memory.
+	Templates Templates
 	// Deadline is how long QEMU may take to answer before it counts as
 	// unknown; default 5 s.
 	Deadline time.Duration
@@ -133,6 +136,9 @@ func (c Config) complete() (Config, error) {
 		if !filepath.IsAbs(dir.Path) || filepath.Clean(dir.Path) != dir.Path || dir.Path == "/" {
 			return c, fmt.Errorf("host directory %q of the QEMU driver: want an absolute, clean path that is not /: %w", dir.Path, errdefs.ErrInvalidArgument)
 		}
+	}
+	if err := c.Templates.complete(); err != nil {
+		return c, err
 	}
 	if c.Deadline <= 0 {
 		c.Deadline = 5 * time.Second

@@ -39,10 +39,13 @@ type Driver struct {
 	life   context.Context
 	detach context.CancelFunc
 
-	mu       sync.Mutex
-	machines map[vmpod.ID]*Machine
-	turns    map[vmpod.ID]*turn
-	users    *userTable
+	templates *templateStore
+
+	mu        sync.Mutex
+	machines  map[vmpod.ID]*Machine
+	turns     map[vmpod.ID]*turn
+	users     *userTable
+	scratches uint32 // made so far
 }
 
 var (
@@ -52,6 +55,8 @@ var (
 	_ vmpod.Grower  = (*Machine)(nil)
 	_ vmpod.Meter   = (*Machine)(nil)
 	_ vmpod.Pacer   = (*Machine)(nil)
+
+	_ vmpod.Originator = (*Machine)(nil)
 )
 
 // New returns a Driver over cfg's directories, making them if need be, and
@@ -79,6 +84,7 @@ func New(cfg Config) (*Driver, error) {
 		d.log.Warn("QEMU runs in the host's network namespace", "reason", d.nowhere.err)
 	}
 	d.life, d.detach = context.WithCancel(context.Background())
+	d.templates = newTemplateStore(d)
 	if err := d.prepare(); err != nil {
 		d.Close()
 		return nil, err
@@ -132,7 +138,10 @@ func (d *Driver) prepare() error {
 	if d.trees = hierarchies("/sys/fs/cgroup"); len(d.trees) == 0 {
 		d.log.Warn("pod VMs are not limited by cgroups", "reason", "no usable hierarchy below /sys/fs/cgroup")
 	}
-	return nil
+	if err := d.endScratches(); err != nil {
+		return err
+	}
+	return d.templates.start()
 }
 
 // lockPatience is how long New waits for another driver to let go. One that was
@@ -178,6 +187,7 @@ func (d *Driver) Close() error {
 		m.background.Wait()
 		m.closeAgent() // or the next driver's would wait behind it
 	}
+	d.templates.stop()
 	d.nowhere.close()
 	return d.lock.Close()
 }
@@ -325,11 +335,16 @@ func (d *Driver) forget(m *Machine) {
 	}
 }
 
+// shortHash is the first digits of the SHA-256 in hex.
+func shortHash(text string, digits int) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])[:digits]
+}
+
 // socketPaths are where a VM's sockets are. The name is a hash, because a
 // pod's UID is too long for a socket's path.
 func (d *Driver) socketPaths(id vmpod.ID) map[string]string {
-	sum := sha256.Sum256([]byte(id.String()))
-	base := filepath.Join(d.cfg.RunDir, hex.EncodeToString(sum[:6]))
+	base := filepath.Join(d.cfg.RunDir, shortHash(id.String(), 12))
 	return map[string]string{
 		qmpSocket:     base + "." + qmpSocket,
 		agentSocket:   base + "." + agentSocket,

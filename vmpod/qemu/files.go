@@ -54,6 +54,16 @@ func (t *fdTable) file(path string) string {
 	return "/proc/self/fd/" + strconv.Itoa(t.add(f))
 }
 
+// opened is for a file that the driver has open already, and keeps.
+func (t *fdTable) opened(f *os.File) string {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		t.err = errors.Join(t.err, os.NewSyscallError("fcntl", err))
+		return ""
+	}
+	return "/proc/self/fd/" + strconv.Itoa(t.add(os.NewFile(uintptr(fd), f.Name())))
+}
+
 func readableByAll(f *os.File) (*os.File, error) {
 	st, err := f.Stat()
 	if err == nil && st.Mode().Perm()&0o004 != 0 {

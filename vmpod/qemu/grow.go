@@ -278,6 +278,14 @@ func cpuDevice(s cpuSlot) map[string]any {
 	return d
 }
 
+// overhead is what QEMU may need on the host beside the guest's RAM, in bytes.
+func (m *Machine) overhead() int64 {
+	if m.proc.Overhead > 0 {
+		return m.proc.Overhead
+	}
+	return m.d.cfg.Overhead
+}
+
 // allow raises the limits of the VM's cgroups; a host without has none.
 func (m *Machine) allow(cpus int, memory int64) error {
 	m.mu.Lock()
@@ -288,7 +296,7 @@ func (m *Machine) allow(cpus int, memory int64) error {
 			if !strings.HasPrefix(dir, h.root+"/") {
 				continue
 			}
-			if err := h.limit(dir, limits{memory: memory + m.d.cfg.Overhead, cpus: cpus}); err != nil {
+			if err := h.limit(dir, limits{memory: memory + m.overhead(), cpus: cpus}); err != nil {
 				return err
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,8 +18,45 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
-// launch makes a VM that is not there, or nothing. The caller has its turn.
-func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err error) {
+// launch makes a VM that is not there, or nothing: a clone if it can be one.
+// The caller has its turn.
+func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (*Machine, error) {
+	t, reason := d.templates.choose(spec)
+	if t != nil {
+		m, err := d.launchClone(ctx, spec, t)
+		d.templates.release(t)
+		if err == nil || ctx.Err() != nil {
+			return m, err
+		}
+		d.log.Warn("pod VM cannot be cloned and is booted", "pod_uid", spec.ID.PodUID, "attempt", spec.ID.Attempt, "err", err)
+		var broken *templateError
+		if reason = coldFailed; errors.As(err, &broken) {
+			d.templates.failed(t, err)
+		}
+	}
+	m, err := d.launchCold(ctx, spec)
+	if err == nil {
+		m.origin.Reason = reason
+		d.templates.count(kindCold, reason)
+	}
+	return m, err
+}
+
+// undoLaunch takes a launch back that failed; m is nil if there is no QEMU.
+func (d *Driver) undoLaunch(m *Machine, spec vmpod.Spec, dir vmDir, log *slog.Logger) {
+	if m != nil {
+		if err := m.kill(); err != nil {
+			log.Error("QEMU of a failed launch does not go away", "err", err)
+		}
+		m.background.Wait()
+	}
+	if err := d.undo(spec, dir); err != nil {
+		log.Error("launch cannot be undone", "err", err)
+	}
+}
+
+// launchCold boots a VM that is not there, or leaves nothing.
+func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec) (_ *Machine, err error) {
 	log := d.log.With("pod_uid", spec.ID.PodUID, "attempt", spec.ID.Attempt)
 	dir, err := createVMDir(d.cfg.StateDir, spec)
 	if err != nil {
@@ -28,15 +66,7 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	var m *Machine
 	defer func() {
 		if err != nil {
-			if m != nil {
-				if kerr := m.kill(); kerr != nil {
-					log.Error("QEMU of a failed launch does not go away", "err", kerr)
-				}
-				m.background.Wait()
-			}
-			if uerr := d.undo(spec, dir); uerr != nil {
-				log.Error("launch cannot be undone", "err", uerr)
-			}
+			d.undoLaunch(m, spec, dir, log)
 		}
 	}()
 	m, err = d.start(ctx, spec, dir)
@@ -53,7 +83,7 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (_ *Machine, err e
 	// Only now into its cgroup: KVM creates a VM many times slower inside one.
 	// The CPUs are still stopped, so that no guest memory is charged elsewhere.
 	m.mu.Lock()
-	m.proc.Cgroups = d.account(spec, m.proc.PID)
+	m.proc.Cgroups = d.account(spec, m.proc.PID, d.cfg.Overhead)
 	failpoint.Hit(failpoint.LaunchAccounted)
 	err = dir.write(processFile, m.proc)
 	m.mu.Unlock()
@@ -89,7 +119,7 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 	if err != nil {
 		return nil, err
 	}
-	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr)
+	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
 	if err != nil {
 		return nil, err
 	}
@@ -138,13 +168,14 @@ func (d *Driver) groups() []uint32 {
 	return nil
 }
 
-// account puts a VMM into cgroups of its own. A host whose cgroups cannot be
+// account puts a VMM into cgroups of its own, which allow it the Spec's memory
+// and the overhead, in bytes. A host whose cgroups cannot be
 // written still runs VMs: what they may use is then bounded by their RAM alone.
-func (d *Driver) account(spec vmpod.Spec, pid int) []string {
+func (d *Driver) account(spec vmpod.Spec, pid int, overhead int64) []string {
 	if len(d.trees) == 0 {
 		return nil
 	}
-	l := limits{memory: memoryMiB(spec)<<20 + d.cfg.Overhead, cpus: spec.CPUs}
+	l := limits{memory: memoryMiB(spec)<<20 + overhead, cpus: spec.CPUs}
 	dirs, err := createCgroups(d.trees, d.cgroupPath(spec), l)
 	if err == nil {
 		err = enterCgroups(dirs, pid)

@@ -29,6 +29,8 @@ type Machine struct {
 	proc  process
 	pidfd *os.File
 	child *child // nil if another process started it
+	// origin is how it came to be, as far as this process knows.
+	origin vmpod.Origin
 
 	// background counts the goroutines that watch QEMU.
 	background sync.WaitGroup
@@ -62,6 +64,7 @@ func newMachine(d *Driver, spec vmpod.Spec, dir vmDir, proc process) *Machine {
 		connected: make(chan struct{}),
 		state:     vmpod.StateLaunching,
 		devices:   bootDevices(spec),
+		origin:    vmpod.Origin{Cloned: proc.Template != ""},
 	}
 }
 

@@ -161,7 +161,7 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 		}
 		m.log.Info("launch of an earlier process is finished")
 		m.mu.Lock()
-		m.proc.Cgroups = m.d.account(m.launched, m.proc.PID)
+		m.proc.Cgroups = m.d.account(m.launched, m.proc.PID, m.overhead())
 		err := m.dir.write(processFile, m.proc)
 		m.mu.Unlock()
 		if err != nil {

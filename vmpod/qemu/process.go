@@ -29,6 +29,11 @@ type process struct {
 	// MaxMemory is what its RAM can grow to, in bytes, which QEMU does not
 	// tell; 0 in records of versions whose VMs do not grow.
 	MaxMemory int64 `json:"maxMemory,omitempty"`
+	// Template names the template that it is a clone of, empty if it booted.
+	Template string `json:"template,omitempty"`
+	// Overhead is what its cgroup allows it beside its RAM, in bytes, if that
+	// is not what the driver is configured with.
+	Overhead int64 `json:"overhead,omitempty"`
 	// UID is whom it runs as.
 	UID uint32 `json:"uid"`
 	// Cgroups are the directories made for it, "" if there are none.
@@ -128,7 +133,8 @@ type child struct {
 
 // startQEMU runs QEMU in a session of its own, in from's network namespace,
 // without our standard streams and with no descriptor but files (the first becomes 3).
-func startQEMU(cfg Config, from *nowhere, args []string, files []*os.File, groups []uint32, stderr *os.File) (process, *child, error) {
+// A mortal one ends with this process.
+func startQEMU(cfg Config, from *nowhere, args []string, files []*os.File, groups []uint32, stderr *os.File, mortal bool) (process, *child, error) {
 	cmd := exec.Command(cfg.Binary, args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C"}
 	cmd.Dir = "/"
@@ -137,6 +143,9 @@ func startQEMU(cfg Config, from *nowhere, args []string, files []*os.File, group
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if cfg.UID != 0 || cfg.GID != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: cfg.UID, Gid: cfg.GID, Groups: groups}
+	}
+	if mortal { // from's thread lasts as long as the driver
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
 	boot, err := bootID()
 	if err != nil {

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -30,6 +31,7 @@ type paths struct{ dir string }
 
 func (p paths) file(path string) string           { return path }
 func (p paths) disk(d vmpod.Disk) (string, error) { return d.Path, nil }
+func (p paths) opened(f *os.File) string          { return f.Name() }
 func (p paths) extra() []string                   { return nil }
 
 func (p paths) listener(name string) (string, error) {

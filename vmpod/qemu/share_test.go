@@ -99,11 +99,11 @@ func TestShareRecord(t *testing.T) {
 
 func TestSharedMemory(t *testing.T) {
 	c := command{spec: smallSpec("mem-1"), shared: true}
-	if got := c.memoryBackend("ram", 128); got != "memory-backend-memfd,id=ram,size=128M,share=on" {
+	if got := c.memoryBackend(&fakeFDs{}); got != "memory-backend-memfd,id=ram,size=128M,share=on" {
 		t.Error(got)
 	}
 	c.shared = false
-	if got := c.memoryBackend("ram", 128); got != "memory-backend-ram,id=ram,size=128M" {
+	if got := c.memoryBackend(&fakeFDs{}); got != "memory-backend-ram,id=ram,size=128M" {
 		t.Error(got)
 	}
 	if _, err := (Config{StateDir: "/a", RunDir: "/b", Guest: Guest{Kernel: "/proc/self/exe", Initrd: os.Args[0]},

@@ -1,0 +1,179 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/failpoint"
+	"github.com/openatoll/atoll/vmpod"
+)
+
+// A templateError is a template's own fault, or its clone's: a boot may do.
+type templateError struct{ err error }
+
+func (e *templateError) Error() string { return e.err.Error() }
+func (e *templateError) Unwrap() error { return e.err }
+
+// launchClone makes a VM of a template, or nothing. The caller has its turn.
+// Nothing is recorded before the VM runs with all that it was launched with,
+// so whoever comes after a crash undoes it.
+func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) (_ *Machine, err error) {
+	log := d.log.With("pod_uid", spec.ID.PodUID, "attempt", spec.ID.Attempt)
+	dir, err := createVMDir(d.cfg.StateDir, spec)
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.CloneDirMade)
+	var m *Machine
+	defer func() {
+		if err != nil {
+			d.undoLaunch(m, spec, dir, log)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, launchPatience)
+	defer cancel()
+	warm := d.templates.takeWarm(t)
+	if warm != nil {
+		m, err = d.claimWarm(warm, spec, dir)
+	} else {
+		m, err = d.startClone(ctx, spec, dir, t)
+	}
+	if err != nil {
+		return nil, err
+	}
+	q, err := m.monitor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if warm == nil {
+		if err := restore(ctx, q, t); err != nil {
+			if ctx.Err() == nil {
+				err = &templateError{err}
+			}
+			return nil, err
+		}
+		failpoint.Hit(failpoint.CloneRestored)
+	}
+	if err := m.equip(ctx, q, t); err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.CloneEquipped)
+	m.mu.Lock()
+	m.proc.Cgroups = d.account(spec, m.proc.PID, m.overhead())
+	m.mu.Unlock()
+	failpoint.Hit(failpoint.CloneAccounted)
+	if warm != nil {
+		d.sweepScratch(warm.id) // the group that it was in
+	}
+	if err := q.run(ctx, "cont", nil, nil); err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.CloneContinued)
+	m.mu.Lock()
+	err = dir.write(processFile, m.proc)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.CloneRecorded)
+	m.transition(vmpod.EventStarted)
+	d.remember(m)
+	kind := kindClone
+	if warm != nil {
+		kind = kindWarm
+	}
+	d.templates.count(kind, "")
+	log.Info("pod VM cloned", "pid", m.proc.PID, "accelerator", m.proc.Accelerator, "cpus", spec.CPUs, "memory", spec.Memory,
+		"template", t.name, "template_memory", t.shape.memory, "warm", warm != nil)
+	return m, nil
+}
+
+// startClone runs a QEMU that waits for its devices' state.
+func (d *Driver) startClone(ctx context.Context, spec vmpod.Spec, dir vmDir, t *template) (*Machine, error) {
+	files := &fdTable{sockets: d.socketPaths(spec.ID)}
+	defer files.close()
+	c := d.templateCommand(t.shape, t.ram, true)
+	c.spec.ID = spec.ID
+	args, err := c.argv(files)
+	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	cfg, err := d.withUser(spec.ID)
+	if err != nil {
+		return nil, err
+	}
+	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.CloneStarted)
+	return d.superviseClone(spec, dir, t, proc, kid)
+}
+
+// superviseClone makes a Machine of a QEMU that no record knows yet.
+func (d *Driver) superviseClone(spec vmpod.Spec, dir vmDir, t *template, proc process, kid *child) (*Machine, error) {
+	proc.Accelerator, proc.Template = d.accel, t.name
+	// A page of the template that no clone had touched is its first toucher's.
+	proc.Overhead = d.cfg.Overhead + max(t.shape.memory-t.bytes, 0) + growStep
+	_, proc.MaxMemory = d.cfg.room(t.shape.spec(spec.ID))
+	m := newMachine(d, spec, dir, proc)
+	m.child = kid
+	m.devices = cloneDevices(spec)
+	m.origin = vmpod.Origin{Cloned: true, Grown: memoryMiB(spec)<<20 > t.shape.memory}
+	var err error
+	if m.pidfd, err = proc.open(); err != nil {
+		_ = unix.Kill(proc.PID, unix.SIGKILL) // still our child, or a zombie
+		<-kid.ended
+		return nil, &templateError{fmt.Errorf("QEMU ended at once: %s: %w", lastLine(dir.file(stderrFile)), err)}
+	}
+	m.supervise(false)
+	return m, nil
+}
+
+// cloneDevices is the table of a clone: its NICs are plugged like its disks.
+func cloneDevices(s vmpod.Spec) deviceTable {
+	t := bootDevices(s)
+	for i := range t.NICs {
+		t.NICs[i].Slot = len(s.Disks) + 1 + i
+	}
+	return t
+}
+
+// equip gives a clone that has not yet run what is its own: disks, NICs, and
+// the memory that its template lacks.
+func (m *Machine) equip(ctx context.Context, q *qmpConn, t *template) error {
+	m.plugging.Lock()
+	defer m.plugging.Unlock()
+	table := m.table()
+	if err := m.setTable(table); err != nil {
+		return err
+	}
+	for _, e := range table.Disks {
+		if err := addDisk(ctx, q, e.Disk, e.Slot); err != nil {
+			return err
+		}
+	}
+	for _, e := range table.NICs {
+		if err := addNIC(ctx, q, e.NIC, e.Slot); err != nil {
+			return err
+		}
+	}
+	if !m.origin.Grown {
+		return nil
+	}
+	have := growth{Extent: vmpod.Extent{Memory: t.shape.memory, MaxMemory: m.proc.MaxMemory}, base: t.shape.memory}
+	memory := min(have.base+(m.launched.Memory-have.base+growStep-1)/growStep*growStep, have.MaxMemory)
+	return m.offerMemory(ctx, q, have, memory)
+}
+
+// Origin implements vmpod.Originator.
+func (m *Machine) Origin() vmpod.Origin { return m.origin }

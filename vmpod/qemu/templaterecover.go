@@ -1,0 +1,116 @@
+package qemu
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// clonesByTemplate are the processes of clones that run, by the names of their
+// templates, as the pods' records have them.
+func (d *Driver) clonesByTemplate() map[string][]process {
+	entries, _ := os.ReadDir(d.cfg.StateDir)
+	clones := map[string][]process{}
+	for _, e := range entries {
+		var p process
+		if ok, err := vmDir(filepath.Join(d.cfg.StateDir, e.Name())).read(processFile, &p); !ok || err != nil || p.Template == "" {
+			continue
+		}
+		if fd, err := p.open(); err == nil {
+			fd.Close()
+			clones[p.Template] = append(clones[p.Template], p)
+		}
+	}
+	return clones
+}
+
+// recover finds templates again that an earlier process made. Their RAM is
+// left in the clones that run: it cannot have been changed there, being
+// sealed, and is held against its digest because a clone's QEMU could show us
+// another. Templates without a clone are made anew.
+func (s *templateStore) recover() error {
+	entries, err := os.ReadDir(s.d.templateDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	clones := s.d.clonesByTemplate()
+	for _, e := range entries {
+		name, isRecord := strings.CutSuffix(e.Name(), recordSuffix)
+		if !isRecord {
+			continue
+		}
+		if t := s.recoverOne(name, clones[name]); t != nil {
+			s.mu.Lock()
+			entry := s.entry(t.shape)
+			entry.t, entry.lastUsed = t, time.Now()
+			entry.set(templateReady)
+			s.mu.Unlock()
+			s.log.Info("template is there again", "template", name, "cpus", t.shape.cpus, "memory", t.shape.memory)
+			continue
+		}
+		os.Remove(s.d.templateFile(name, recordSuffix))
+	}
+	for _, e := range entries { // states without a record
+		if name, isState := strings.CutSuffix(e.Name(), stateSuffix); isState {
+			if _, err := os.Stat(s.d.templateFile(name, recordSuffix)); err != nil {
+				os.Remove(s.d.templateFile(name, stateSuffix))
+			}
+		}
+	}
+	return nil
+}
+
+// recoverOne returns nil if the template cannot be had again.
+func (s *templateStore) recoverOne(name string, clones []process) *template {
+	var r templateRecord
+	if ok, err := vmDir(s.d.templateDir()).read(name+recordSuffix, &r); !ok || err != nil || len(clones) == 0 {
+		return nil
+	}
+	t := &template{shape: shape{cpus: r.CPUs, memory: r.Memory, tenant: r.Tenant}, name: name, digest: r.Digest, bytes: r.Bytes, made: r.Made,
+		state: s.d.templateFile(name, stateSuffix)}
+	if key, err := s.d.templateKey(t.shape); err != nil || key != name {
+		return nil // of another guest, QEMU or boot
+	}
+	state, err := t.openState()
+	if err != nil {
+		return nil
+	}
+	defer state.Close()
+	if sum, err := digestOf(state); err != nil || sum != r.State {
+		return nil
+	}
+	for _, p := range clones {
+		if t.ram = ramOf(p, r.Memory, r.Digest); t.ram != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// ramOf takes a template's RAM from a clone's descriptors.
+func ramOf(p process, size int64, digest string) *os.File {
+	links, _ := filepath.Glob("/proc/" + strconv.Itoa(p.PID) + "/fd/*")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err != nil || !strings.HasPrefix(target, "/memfd:atoll-template") {
+			continue
+		}
+		f, err := os.Open(link)
+		if err != nil {
+			continue
+		}
+		if sealed(f, size) {
+			if sum, err := digestOf(f); err == nil && sum == digest {
+				return f
+			}
+		}
+		f.Close()
+	}
+	return nil
+}
