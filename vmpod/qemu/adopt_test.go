@@ -25,6 +25,7 @@ func bareDriver(t *testing.T) *Driver {
 		users: newUserTable(0, 0), nowhere: newNowhere(),
 	}
 	d.life, d.detach = context.WithCancel(context.Background())
+	d.templates = newTemplateStore(d)
 	var err error
 	if d.lock, err = lockDir(d.cfg.StateDir); err != nil {
 		t.Fatal(err)
