@@ -1,5 +1,5 @@
 package qemu
 
-// MaxDisks is how many disks one VM can have beside one NIC, plugged or from
-// the start. Another NIC that is plugged, and a share, take the place of one.
-const MaxDisks = plugSlots - 1
+// MaxDisks is how many disks one VM can have, plugged or from the start. A NIC
+// that is plugged, and a share, take the place of one.
+const MaxDisks = plugSlots
