@@ -45,14 +45,20 @@ type part struct {
 // parts, in the order of their running within a place.
 var parts = []part{
 	{"machines", "raw boots and launches", cluster},
-	{"sandboxes", "RunPodSandbox without a kubelet", cluster},
-	{"pods", "pods through the API: start, exec, memory", cluster},
+	{"clones", "launches of clones beside raw boots", cluster},
+	{"sandboxes", "RunPodSandbox without a kubelet, booted", cluster},
+	{"clonepods", "pods that are clones, through the API", cluster},
+	{"burst", "20 pods at once; memory and CPU of those while they do nothing", cluster},
+	{"density", "how many pods the host holds, up to 200", cluster},
+	{"daily", "exec into a pod; memory of the daemons", cluster},
+	{"pods", "pods that are booted, through the API: start, memory", cluster},
 	{"critest", "the benchmarks of upstream's CRI suite", here},
 	{"scale", "lists and stats of 100 sandboxes, on machines that are not real", here},
 	{"lists", "lists and stats of 10 real sandboxes", namespace},
 	{"containers", "a container's life in a pod that runs", namespace},
 	{"execsync", "ExecSync beside a plain fork and exec in the guest", namespace},
 	{"logs", "what a container's log does, and costs", namespace},
+	{"memory", "memory of 20 sandboxes, cloned and booted", namespace},
 }
 
 // Environment of the runs inside a place.
@@ -311,25 +317,47 @@ func measureCluster(ctx context.Context, o options, data string, all *results) e
 	}
 	defer vm.close()
 	say("guest kernel: %s (%s), accelerator: %s", vm.guest.KernelRelease, vm.guest.Flavour, vm.accelerator)
-	if o.wanted("machines") {
-		if err := vm.run(ctx, o.n, all); err != nil {
-			return fmt.Errorf("machines: %w", err)
+	for _, p := range []struct {
+		name    string
+		measure func() error
+	}{
+		{"machines", func() error { return vm.run(ctx, o.n, all) }},
+		{"clones", func() error { return vm.clones(ctx, o.n, all) }},
+		{"sandboxes", func() error { return benchSandbox(ctx, vm, o.n, all) }},
+	} {
+		if !o.wanted(p.name) {
+			continue
+		}
+		if err := p.measure(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	if o.wanted("sandboxes") {
-		if err := benchSandbox(ctx, vm, o.n, all); err != nil {
-			return fmt.Errorf("sandboxes: %w", err)
-		}
-	}
-	if !o.wanted("pods") {
-		return nil
-	}
+	return measurePods(ctx, o, data, vm, all)
+}
+
+// measurePods takes the figures of pods through the API; those of pods that are
+// booted come last, with a node's agent that clones none.
+func measurePods(ctx context.Context, o options, data string, vm *vmBench, all *results) (err error) {
 	pods, err := newPodBench(data)
 	if err != nil {
 		return err
 	}
-	if err := pods.run(ctx, o.n, all); err != nil {
-		return fmt.Errorf("pods: %w", err)
+	for _, p := range []struct {
+		name    string
+		measure func() error
+	}{
+		{"clonepods", func() error { return pods.cloneStarts(ctx, vm, o.n, all) }},
+		{"burst", func() error { return pods.burst(ctx, vm, all) }},
+		{"density", func() error { return pods.density(ctx, all) }},
+		{"daily", func() error { return pods.daily(ctx, o.n, all) }},
+		{"pods", func() error { return pods.booted(ctx, o, all) }},
+	} {
+		if !o.wanted(p.name) {
+			continue
+		}
+		if err := p.measure(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
 	}
 	return nil
 }

@@ -54,14 +54,25 @@ func newPodBench(data string) (*podBench, error) {
 	return &podBench{data: data, config: c, client: client}, nil
 }
 
-func (b *podBench) run(ctx context.Context, n int, all *results) error {
-	if err := b.starts(ctx, n, all); err != nil {
-		return err
-	}
+// daily measures what is no start.
+func (b *podBench) daily(ctx context.Context, n int, all *results) error {
 	if err := b.execs(ctx, max(n, 20), all); err != nil {
 		return err
 	}
-	return b.memory(ctx, all)
+	return b.rss(ctx, all)
+}
+
+// booted measures pods whose VMs are booted.
+func (b *podBench) booted(ctx context.Context, o options, all *results) (err error) {
+	end, err := b.restart(ctx, o, templates(false))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	if err := b.starts(ctx, o.n, all); err != nil {
+		return err
+	}
+	return b.pss(ctx, all)
 }
 
 // starts measures pods one after another, image present, from the create call
@@ -79,6 +90,9 @@ func (b *podBench) starts(ctx context.Context, n int, all *results) error {
 			return err
 		}
 		took := ms(start)
+		if cloned, err := isClone(uid); err != nil || cloned {
+			return fmt.Errorf("pod %s was cloned where it was to be booted (%v)", name, err)
+		}
 		vm, err := b.vmPart(uid)
 		if err != nil {
 			return err
@@ -224,55 +238,62 @@ func (b *podBench) exec(ctx context.Context) (float64, error) {
 	return ms(start), nil
 }
 
-// memory takes the VMs' PSS with a pause container, and the daemons' RSS,
-// while ten pods run.
-func (b *podBench) memory(ctx context.Context, all *results) error {
-	var pss []float64
-	var names []string
-	var uids []string
+// tenPods runs ten pods that do nothing, and calls look with their UIDs.
+func (b *podBench) tenPods(ctx context.Context, look func(uids []string) error) error {
+	var names, uids []string
 	for i := range rssPods {
-		name := fmt.Sprintf("mem-%d", i)
-		uid, err := b.create(ctx, name, pauseImage, nil)
-		if err != nil {
-			return err
-		}
-		names, uids = append(names, name), append(uids, uid)
+		names = append(names, fmt.Sprintf("mem-%d", i))
 	}
-	for _, name := range names {
-		if err := b.awaitRunning(ctx, name); err != nil {
-			return err
-		}
-	}
-	for _, uid := range uids {
-		v, err := vmPSS(uid)
-		if err != nil {
-			return err
-		}
-		pss = append(pss, v)
-	}
-	all.add("pss", "MiB", pss)
-	pids, err := b.daemons(ctx)
+	_, byName, err := b.createAll(ctx, names)
 	if err != nil {
 		return err
 	}
-	var spherelet, control []float64
-	for range 10 { // the heap breathes
-		s, err1 := procMB(pids["spherelet"], "status", "VmRSS:")
-		c, err2 := procMB(pids["supervisor"], "status", "VmRSS:")
-		if err := errors.Join(err1, err2); err != nil {
+	for _, uid := range byName {
+		uids = append(uids, uid)
+	}
+	if err := look(uids); err != nil {
+		return err
+	}
+	return b.removeAll(ctx, "mem-")
+}
+
+// pss takes the memory of VMs with a pause container.
+func (b *podBench) pss(ctx context.Context, all *results) error {
+	return b.tenPods(ctx, func(uids []string) error {
+		var pss []float64
+		for _, uid := range uids {
+			v, err := vmPSS(uid)
+			if err != nil {
+				return err
+			}
+			pss = append(pss, v)
+		}
+		all.add("pss", "MiB", pss)
+		return nil
+	})
+}
+
+// rss takes the daemons' memory.
+func (b *podBench) rss(ctx context.Context, all *results) error {
+	return b.tenPods(ctx, func([]string) error {
+		pids, err := b.daemons(ctx)
+		if err != nil {
 			return err
 		}
-		spherelet, control = append(spherelet, s), append(control, c)
-		time.Sleep(time.Second)
-	}
-	all.add("rss_spherelet", "MB", spherelet).most(150)
-	all.add("rss_control_plane", "MB", control)
-	for _, name := range names {
-		if err := b.remove(ctx, name); err != nil {
-			return err
+		var spherelet, control []float64
+		for range 10 { // the heap breathes
+			s, err1 := procMB(pids["spherelet"], "status", "VmRSS:")
+			c, err2 := procMB(pids["supervisor"], "status", "VmRSS:")
+			if err := errors.Join(err1, err2); err != nil {
+				return err
+			}
+			spherelet, control = append(spherelet, s), append(control, c)
+			time.Sleep(time.Second)
 		}
-	}
-	return nil
+		all.add("rss_spherelet", "MB", spherelet).most(150)
+		all.add("rss_control_plane", "MB", control)
+		return nil
+	})
 }
 
 // daemons returns the process ids of the cluster's processes by name.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -44,6 +45,7 @@ const nameAnnotation = "org.opencontainers.image.ref.name"
 type criBench struct {
 	dir, config, run string
 	spherelet        string
+	guest, hosts     string
 	cmd              *exec.Cmd
 	ended            chan error
 	log              *os.File
@@ -66,7 +68,7 @@ func measureRuntime(ctx context.Context, o options, all *results) (err error) {
 	for _, p := range []struct {
 		name string
 		run  func(context.Context, *results) error
-	}{{"lists", b.lists}, {"containers", b.containers}, {"execsync", b.execSync}, {"logs", b.logs}} {
+	}{{"lists", b.lists}, {"containers", b.containers}, {"execsync", b.execSync}, {"logs", b.logs}, {"memory", b.memory}} {
 		if !o.wanted(p.name) {
 			continue
 		}
@@ -87,31 +89,37 @@ func (b *criBench) start(ctx context.Context, o options) error {
 	if err := os.Chmod(b.dir, 0o711); err != nil { // QEMU runs as another user
 		return err
 	}
-	hosts, err := b.serveImages(ctx)
-	if err != nil {
+	var err error
+	if b.hosts, err = b.serveImages(ctx); err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
-	guest, err := filepath.Abs(o.guest)
-	if err != nil {
-		return err
-	}
-	b.run = fmt.Sprintf("/run/atoll/bench-%d", os.Getpid()) // sockets' paths are short
-	text, err := json.Marshal(map[string]any{
-		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "bench", "nodeIP": "198.18.0.1",
-		"dataDir": filepath.Join(b.dir, "data"), "runDir": b.run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16", "logLevel": "debug",
-		"hypervisor": map[string]any{"guest": guest, "ephemeralDefault": "2Gi"}, "images": map[string]any{"hostsDir": hosts},
-	})
-	if err != nil {
-		return err
-	}
-	b.config = filepath.Join(b.dir, "config.json")
-	if err := os.WriteFile(b.config, text, 0o600); err != nil {
-		return err
-	}
-	if b.log, err = os.Create(filepath.Join(b.dir, "spherelet.log")); err != nil {
+	if b.guest, err = filepath.Abs(o.guest); err != nil {
 		return err
 	}
 	if b.spherelet, err = filepath.Abs(o.spherelet); err != nil {
+		return err
+	}
+	b.run = fmt.Sprintf("/run/atoll/bench-%d", os.Getpid()) // sockets' paths are short
+	b.config = filepath.Join(b.dir, "config.json")
+	if b.log, err = os.Create(filepath.Join(b.dir, "spherelet.log")); err != nil {
+		return err
+	}
+	return b.spawn(ctx, nil)
+}
+
+// spawn starts the runtime, with settings beside the usual.
+func (b *criBench) spawn(ctx context.Context, settings map[string]any) error {
+	config := map[string]any{
+		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "bench", "nodeIP": "198.18.0.1",
+		"dataDir": filepath.Join(b.dir, "data"), "runDir": b.run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16", "logLevel": "debug",
+		"hypervisor": map[string]any{"guest": b.guest, "ephemeralDefault": "2Gi"}, "images": map[string]any{"hostsDir": b.hosts},
+	}
+	maps.Copy(config, settings)
+	text, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.config, text, 0o600); err != nil {
 		return err
 	}
 	cmd := exec.Command(b.spherelet, "cri", "--config", b.config, "--pod-cidr", "198.19.0.0/24")
@@ -156,20 +164,32 @@ func (b *criBench) said() string {
 	return "; it said:\n" + string(text[max(0, len(text)-4096):])
 }
 
-// close ends the runtime and removes all that it made.
-func (b *criBench) close() error {
+// end ends the runtime.
+func (b *criBench) end() error {
 	var errs []error
 	if b.conn != nil {
 		errs = append(errs, b.conn.Close())
+		b.conn = nil
 	}
-	if b.cmd != nil {
-		_ = b.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case err := <-b.ended:
-			errs = append(errs, err)
-		case <-time.After(30 * time.Second):
-			errs = append(errs, errors.New("spherelet cri did not end"), b.cmd.Process.Kill())
-		}
+	if b.cmd == nil {
+		return errors.Join(errs...)
+	}
+	_ = b.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-b.ended:
+		errs = append(errs, err)
+	case <-time.After(30 * time.Second):
+		errs = append(errs, errors.New("spherelet cri did not end"), b.cmd.Process.Kill())
+		<-b.ended
+	}
+	b.cmd = nil
+	return errors.Join(errs...)
+}
+
+// close ends the runtime and removes all that it made.
+func (b *criBench) close() error {
+	errs := []error{b.end()}
+	if _, err := os.Stat(b.config); err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if said, err := exec.CommandContext(ctx, b.spherelet, "cleanup", "--config", b.config).CombinedOutput(); err != nil {

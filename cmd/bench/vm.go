@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,7 +34,7 @@ const benchMemory = 256 << 20
 type vmBench struct {
 	dir         string
 	guest       guestimage.Guest
-	driver      *qemu.Driver
+	driver      *qemu.Driver // boots each VM
 	accelerator string
 }
 
@@ -42,18 +43,25 @@ func newVMBench(dir, guest string) (*vmBench, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := qemu.New(qemu.Config{
-		Guest:    qemu.Guest{Kernel: g.Kernel, Initrd: g.Initrd, Cmdline: g.Cmdline},
-		StateDir: filepath.Join(dir, "vms"),
-		RunDir:   filepath.Join(dir, "run"),
-		Cgroup:   benchCgroup,
-		Logger:   slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+	b := &vmBench{dir: dir, guest: g}
+	if b.driver, err = b.newDriver("", qemu.Templates{}); err != nil {
 		return nil, err
 	}
-	accel, _ := d.Accelerator()
-	return &vmBench{dir: dir, guest: g, driver: d, accelerator: string(accel)}, nil
+	accel, _ := b.driver.Accelerator()
+	b.accelerator = string(accel)
+	return b, nil
+}
+
+// newDriver makes a driver with directories of its own.
+func (b *vmBench) newDriver(name string, templates qemu.Templates) (*qemu.Driver, error) {
+	return qemu.New(qemu.Config{
+		Guest:     qemu.Guest{Kernel: b.guest.Kernel, Initrd: b.guest.Initrd, Cmdline: b.guest.Cmdline},
+		StateDir:  filepath.Join(b.dir, "vms"+name),
+		RunDir:    filepath.Join(b.dir, "run"+name),
+		Cgroup:    benchCgroup,
+		Templates: templates,
+		Logger:    slog.New(slog.DiscardHandler),
+	})
 }
 
 // benchCgroup is where the measured VMs are accounted.
@@ -86,11 +94,11 @@ func (b *vmBench) spec() vmpod.Spec {
 func (b *vmBench) run(ctx context.Context, n int, all *results) error {
 	var raw, launch []float64
 	for i := range n + 1 {
-		r, err := b.rawBoot(ctx)
+		r, _, err := b.rawBoot(ctx)
 		if err != nil {
 			return fmt.Errorf("raw boot: %w", err)
 		}
-		l, err := b.launch(ctx)
+		l, _, _, err := b.launch(ctx, b.driver)
 		if err != nil {
 			return fmt.Errorf("launch: %w", err)
 		}
@@ -106,18 +114,18 @@ func (b *vmBench) run(ctx context.Context, n int, all *results) error {
 
 // rawBoot runs QEMU by hand, with the command line that the driver would use,
 // and returns the milliseconds from its exec to PID 1's first line on the
-// console ("atoll.trace" makes podinit print it).
-func (b *vmBench) rawBoot(ctx context.Context) (float64, error) {
+// console ("atoll.trace" makes podinit print it), and of its CPU time.
+func (b *vmBench) rawBoot(ctx context.Context) (took, cpu float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	dir, err := os.MkdirTemp(b.dir, "raw")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer os.RemoveAll(dir)
 	argv, err := b.driver.RawCommand(b.spec(), dir)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for i, a := range argv {
 		if a == "-append" {
@@ -135,18 +143,20 @@ func (b *vmBench) rawBoot(ctx context.Context) (float64, error) {
 	cmd.Stderr = &stderr
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	con, err := dial(ctx, filepath.Join(dir, "con"))
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s", err, stderr.String())
+		return 0, 0, fmt.Errorf("%w: %s", err, stderr.String())
 	}
 	defer con.Close()
 	if err := awaitText(ctx, con, "podinit started"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return ms(start), nil
+	took = ms(start)
+	cpu, err = runTime(cmd.Process.Pid)
+	return took, cpu, err
 }
 
 // dial connects to a socket that is about to appear.
@@ -181,22 +191,30 @@ func awaitText(ctx context.Context, c net.Conn, text string) error {
 	}
 }
 
-// launch returns the milliseconds from Launch to the agent's answer.
-func (b *vmBench) launch(ctx context.Context) (float64, error) {
+// launch returns the milliseconds from Launch to the agent's answer, and of
+// QEMU's CPU time, and how the VM came to be.
+func (b *vmBench) launch(ctx context.Context, driver *qemu.Driver) (took, cpu float64, origin vmpod.Origin, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	start := time.Now()
-	m, err := b.driver.Launch(ctx, b.spec())
+	m, err := driver.Launch(ctx, b.spec())
 	if err != nil {
-		return 0, err
+		return 0, 0, origin, err
 	}
 	defer func() { _ = m.Remove(context.WithoutCancel(ctx)) }()
 	c, err := attach(ctx, m)
 	if err != nil {
-		return 0, err
+		return 0, 0, origin, err
 	}
-	took := ms(start)
-	return took, c.Close()
+	took = ms(start)
+	if o, ok := m.(vmpod.Originator); ok {
+		origin = o.Origin()
+	}
+	status, err := m.Status(ctx)
+	if err == nil {
+		cpu, err = runTime(status.PID)
+	}
+	return took, cpu, origin, errors.Join(err, c.Close())
 }
 
 func attach(ctx context.Context, m vmpod.Machine) (io.Closer, error) {

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+func TestCovered(t *testing.T) {
+	phases := []v1alpha1.StartPhase{
+		{Name: "queue", From: 0, Took: 50}, {Name: "network", From: 10, Took: 20}, {Name: "vm", From: 15, Took: 100},
+		{Name: "agent", From: 115, Took: 35}, {Name: "vm", From: 20, Took: 10}, {Name: "container", From: 200, Took: 40},
+	}
+	for _, tc := range []struct {
+		names []string
+		want  float64
+	}{
+		{nil, 0},
+		{[]string{"queue"}, 50},
+		{[]string{"vm", "network"}, 105},
+		{[]string{"network", "vm", "agent", "container"}, 180},
+	} {
+		if got := covered(phases, tc.names...); got != tc.want {
+			t.Errorf("%v covers %v ms, want %v", tc.names, got, tc.want)
+		}
+	}
+}
+
+func TestReadMemory(t *testing.T) {
+	const smaps = `55d0c0000000-55d0c0800000 r-xp 00000000 fe:00 1234                       /usr/bin/qemu-system-x86_64
+Size:               8192 kB
+Pss:                1024 kB
+Pss_Dirty:             0 kB
+7f0000000000-7f0010000000 rw-p 00000000 00:01 2049                       /memfd:atoll-template (deleted)
+Size:             262144 kB
+Pss:               10240 kB
+7f0020000000-7f0022000000 rwxp 00000000 00:00 0
+Size:              32768 kB
+Pss:                2048 kB
+7f0030000000-7f0040000000 rw-p 00000000 00:00 0
+Size:             262144 kB
+Pss:                4096 kB
+7f0050000000-7f0050021000 rw-p 00000000 00:00 0                          [heap]
+Size:             132000 kB
+Pss:                 512 kB
+`
+	m, err := readMemory(strings.NewReader(smaps))
+	if err != nil || m.guest != 14 || m.monitor != 3.5 {
+		t.Errorf("guest %v MiB, the rest %v: %v; want 14 and 3.5", m.guest, m.monitor, err)
+	}
+}
