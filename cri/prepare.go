@@ -320,6 +320,10 @@ func (s *Server) presentImages(ctx context.Context, vm vmpod.ID, refs []string) 
 			return nil, err
 		}
 		d, err := s.config.Images.Disk(ctx, img.ID, vm.String())
+		if errdefs.IsDataLoss(err) { // it will be pulled before its container is made
+			s.log.Warn("the disk of an image is damaged", "pod_uid", vm.PodUID, "image", ref, "err", err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

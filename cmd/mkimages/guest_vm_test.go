@@ -136,7 +136,7 @@ func bootWith(t *testing.T, kernel, initrd, disk string) (direct, overlay []tree
 	dir := t.TempDir()
 	args := []string{"-nodefaults", "-no-user-config", "-machine", "q35,accel=tcg", "-cpu", "max", "-m", "256", "-nographic", "-no-reboot",
 		"-kernel", kernel, "-initrd", initrd, "-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1",
-		"-drive", "if=none,id=d0,format=raw,readonly=on,file=" + disk, "-device", "virtio-blk-pci,drive=d0"}
+		"-drive", "if=none,id=d0,format=vmdk,readonly=on,file=" + disk, "-device", "virtio-blk-pci,drive=d0"}
 	var outputs []string
 	for i, name := range []string{"direct", "overlay"} {
 		path := filepath.Join(dir, name)

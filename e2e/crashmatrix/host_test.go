@@ -68,11 +68,12 @@ type expectation struct {
 	containers []string
 	// blobs and disks are what images there are have.
 	blobs  map[string]bool
+	layers map[string]bool
 	images map[string]bool
 }
 
 func (n *node) expect(v view, released bool, registry *testRegistry) expectation {
-	e := expectation{pods: v.ready(), released: released, blobs: map[string]bool{}, images: map[string]bool{}}
+	e := expectation{pods: v.ready(), released: released, blobs: map[string]bool{}, layers: map[string]bool{}, images: map[string]bool{}}
 	for _, c := range v.containers {
 		e.containers = append(e.containers, c.Id)
 	}
@@ -82,6 +83,9 @@ func (n *node) expect(v view, released bool, registry *testRegistry) expectation
 			if slices.ContainsFunc(i.RepoDigests, func(d string) bool { return strings.HasSuffix(d, f.manifest) }) {
 				for _, b := range f.blobs {
 					e.blobs[b] = true
+				}
+				for _, l := range f.layers {
+					e.layers[l] = true
 				}
 			}
 		}
@@ -344,16 +348,31 @@ func (c *census) imageStore() error {
 	if err != nil {
 		return err
 	}
-	for i := range disks {
-		disks[i] = strings.TrimSuffix(disks[i], ".erofs")
+	want := withSuffixes(c.images, ".erofs", ".vmdk")
+	c.compare("image disk", disks, func(s string) bool { return slices.Contains(want, s) }, func(string) bool { return true }, want)
+	layers, err := names(filepath.Join(c.data, "images/layers"))
+	if err != nil {
+		return err
 	}
-	c.compare("image disk", disks, func(s string) bool { return c.images[s] }, func(string) bool { return true }, slices.Sorted(maps.Keys(c.images)))
+	want = withSuffixes(c.layers, ".data", ".index")
+	c.compare("layer", layers, func(s string) bool { return slices.Contains(want, s) }, func(string) bool { return true }, want)
 	return nil
+}
+
+// withSuffixes are the names of files, of each key one with each suffix.
+func withSuffixes(keys map[string]bool, suffixes ...string) []string {
+	var files []string
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		for _, suffix := range suffixes {
+			files = append(files, key+suffix)
+		}
+	}
+	return files
 }
 
 // ours are the files that a data directory has besides those that the other
 // looks are at.
-var ours = regexp.MustCompile(`^(version|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.erofs|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
+var ours = regexp.MustCompile(`^(version|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.(erofs|vmdk)|layers/[0-9a-f]{64}\.(data|index)|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
 
 // strangers notes files below the data directory that are nobody's.
 func (c *census) strangers() error {

@@ -54,7 +54,7 @@ func at(points ...fp.Point) []visit {
 // plan has the points at which each operation is killed. The first of each is
 // the short form's.
 var plan = map[operation][]visit{
-	pullImage: append(at(fp.PullDiskRecorded, fp.PullLeased, fp.PullManifest, fp.PullLayer, fp.PullLinked, fp.PullBuilt, fp.PullNamed, fp.PullUnleased),
+	pullImage: append(at(fp.PullDiskRecorded, fp.PullLeased, fp.PullManifest, fp.PullLayerKept, fp.PullLayer, fp.PullLinked, fp.PullBuilt, fp.PullNamed, fp.PullUnleased),
 		visit{fp.PullLayer, 2}),
 	recoverOp: at(fp.EraseDirHalf, fp.ReclaimMachineRemoved, fp.DetachTap, fp.DiskErased, fp.MasterFormatted, fp.MasterNamed,
 		fp.TemplateStarted, fp.TemplateSaved, fp.TemplateRecorded, fp.WarmWaiting),
@@ -69,7 +69,7 @@ var plan = map[operation][]visit{
 	removeContainer: at(fp.RemoveGuestRemoved, fp.RemoveKilled, fp.RemoveRecordErased, fp.RemoveErased),
 	stopPod:         at(fp.QuitGone, fp.StopPodKilled, fp.QuitIntended, fp.QuitRecorded, fp.StopPodContainersMarked, fp.StopPodMachineStopped, fp.DetachFilter, fp.DetachRecord, fp.HoldErased, fp.StopPodReleased, fp.StopPodRecorded),
 	removePod:       at(fp.EraseDirHalf, fp.EraseCgroups, fp.EraseDirComplete, fp.ReclaimMachineRemoved, fp.ReclaimPartsRemoved, fp.RemovePodContainers, fp.RemovePodErased),
-	removeImage:     at(fp.ImageUnnamed, fp.ImageCollected, fp.ImageDiskForgot, fp.ImageDiskErased),
+	removeImage:     at(fp.ImageUnnamed, fp.ImageCollected, fp.ImageDiskForgot, fp.ImageDiskErased, fp.ImageLayersForgot),
 }
 
 // rounds is the plan as rounds: the i-th has the i-th visit of each operation

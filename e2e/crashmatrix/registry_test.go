@@ -23,12 +23,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// An imageFixture is an image that the registry serves, and the blobs that a
-// node has of it (hex digests).
+// An imageFixture is an image that the registry serves, and the blobs and
+// layers that a node has of it (hex digests).
 type imageFixture struct {
 	ref      string
 	manifest string
 	blobs    []string
+	layers   []string // by what they unpack to
 }
 
 // A testRegistry serves images on loopback.
@@ -88,8 +89,11 @@ func (r *testRegistry) push(t *testing.T, repository string) imageFixture {
 		t.Fatal(err)
 	}
 	f.blobs = []string{digest.Hex, m.Config.Digest.Hex}
-	for _, l := range m.Layers {
-		f.blobs = append(f.blobs, l.Digest.Hex)
+	if file, err = img.ConfigFile(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range file.RootFS.DiffIDs {
+		f.layers = append(f.layers, id.Hex)
 	}
 	r.images = append(r.images, f)
 	return f

@@ -128,25 +128,27 @@ const (
 
 // Points of the image store.
 const (
-	PullLeased       Point = "image/pull/leased"
-	PullManifest     Point = "image/pull/manifest-committed"
-	PullLayer        Point = "image/pull/layer-committed"
-	PullLinked       Point = "image/pull/layers-linked"
-	PullBuilt        Point = "image/pull/disk-built"
-	PullDiskRecorded Point = "image/pull/disk-recorded"
-	PullNamed        Point = "image/pull/names-recorded"
-	PullUnleased     Point = "image/pull/lease-ended"
-	HoldRecorded     Point = "image/hold/recorded"
-	HoldErased       Point = "image/hold/erased"
-	ImageUnnamed     Point = "image/remove/names-erased"
-	ImageCollected   Point = "image/remove/content-erased"
-	ImageDiskForgot  Point = "image/remove/disk-record-erased"
-	ImageDiskErased  Point = "image/remove/disk-erased"
+	PullLeased        Point = "image/pull/leased"
+	PullManifest      Point = "image/pull/manifest-committed"
+	PullLayerKept     Point = "image/pull/layer-files-kept"
+	PullLayer         Point = "image/pull/layer-committed"
+	PullLinked        Point = "image/pull/layers-linked"
+	PullBuilt         Point = "image/pull/disk-built"
+	PullDiskRecorded  Point = "image/pull/disk-recorded"
+	PullNamed         Point = "image/pull/names-recorded"
+	PullUnleased      Point = "image/pull/lease-ended"
+	HoldRecorded      Point = "image/hold/recorded"
+	HoldErased        Point = "image/hold/erased"
+	ImageUnnamed      Point = "image/remove/names-erased"
+	ImageCollected    Point = "image/remove/content-erased"
+	ImageDiskForgot   Point = "image/remove/disk-record-erased"
+	ImageDiskErased   Point = "image/remove/disk-erased"
+	ImageLayersForgot Point = "image/remove/layer-records-erased"
 )
 
 // All are the points, in the order in which a pod meets them.
 var All = []Point{
-	PullLeased, PullManifest, PullLayer, PullLinked, PullBuilt, PullDiskRecorded, PullNamed, PullUnleased,
+	PullLeased, PullManifest, PullLayerKept, PullLayer, PullLinked, PullBuilt, PullDiskRecorded, PullNamed, PullUnleased,
 	RunIntentRecorded, AttachRecorded, AttachTapMade, AttachTapUp, AttachFiltered, RunNetworkAttached,
 	MasterFormatted, MasterNamed, DiskFormatted, DiskLinked, RunDiskMade,
 	LaunchDirHalf, LaunchDirMade, LaunchListening, LaunchStarted, LaunchRecorded, LaunchMonitored, LaunchAccounted, LaunchContinued,
@@ -162,5 +164,5 @@ var All = []Point{
 	DetachFilter, DetachTap, DetachRecord, HoldErased, StopPodReleased, StopPodRecorded,
 	ReclaimBegun, EraseCgroups, EraseSockets, EraseDirHalf, EraseDirComplete, ReclaimMachineRemoved,
 	DiskErased, ReclaimPartsRemoved, ReclaimIntentDropped, RemovePodContainers, RemovePodErased,
-	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased,
+	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased, ImageLayersForgot,
 }

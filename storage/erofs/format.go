@@ -96,16 +96,16 @@ func appendXattrs(b []byte, xattrs map[string]string) []byte {
 	return b
 }
 
-// appendInode appends the 64 bytes of n. data is the inode's union: the first
-// block, or the device number.
-func appendInode(b []byte, n *node, number, nlink uint32, size int64) []byte {
+// appendInode appends the 64 bytes of n, of whose contents the keys begin at
+// base. data is the inode's union: the first block, or the device number.
+func appendInode(b []byte, n *node, number, nlink uint32, size, base int64) []byte {
 	le := binary.LittleEndian
 	layout, data := uint16(layoutPlain), n.layout.block
 	switch {
 	case n.layout.inline:
 		layout, data = layoutInline, 0
 	case n.isReg() && n.size > 0:
-		data = uint32(n.data >> blockBits)
+		data = uint32((base + n.data) >> blockBits)
 	case !n.isReg() && !n.isDir() && !n.isLink():
 		data = n.rdev
 	}

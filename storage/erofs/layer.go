@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
@@ -98,61 +99,98 @@ func (s *sourceReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A meter digests the uncompressed stream and ends it where the image's limit
-// is passed: compressed zeros grow by a thousand.
-type meter struct {
-	r    io.Reader
-	hash hash.Hash
-	left *int64
+// A Budget is what the layers of an image may unpack to together; layers that
+// are converted side by side share one.
+type Budget struct {
+	left atomic.Int64
 	max  int64
+}
+
+// NewBudget returns the budget of an image.
+func (l Limits) NewBudget() *Budget {
+	b := &Budget{max: l.withDefaults().Bytes}
+	b.left.Store(b.max)
+	return b
+}
+
+// Take takes bytes off; it returns ErrOutOfRange when there are not so many.
+func (b *Budget) Take(bytes int64) error {
+	if b.left.Add(-bytes) < 0 {
+		return tooLarge(b.max)
+	}
+	return nil
+}
+
+// A meter digests the uncompressed stream and ends it where the image's budget
+// is used up: compressed zeros grow by a thousand.
+type meter struct {
+	r      io.Reader
+	hash   hash.Hash
+	bytes  int64
+	budget *Budget
 }
 
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
 	m.hash.Write(p[:n])
-	if *m.left -= int64(n); *m.left < 0 {
-		return n, fmt.Errorf("the image unpacks to more than %d MiB: %w", m.max>>20, errdefs.ErrOutOfRange)
+	m.bytes += int64(n)
+	if err := m.budget.Take(int64(n)); err != nil {
+		return n, err
 	}
 	return n, err
 }
 
-// ApplyLayers merges layers into the tree, the lowest first, and checks what
-// they unpack to. Errors name the layer and have the classes of Apply.
-func (t *Tree) ApplyLayers(ctx context.Context, layers []Layer) error {
-	if len(layers) > t.limits.Layers {
-		return fmt.Errorf("%d layers: an image may have %d: %w", len(layers), t.limits.Layers, errdefs.ErrOutOfRange)
+// unpack calls do with a layer's tar stream and returns the digest and the
+// size of all of it.
+func unpack(ctx context.Context, r io.Reader, budget *Budget, do func(io.Reader) error) (digest.Digest, int64, error) {
+	plain, err := uncompressed(&sourceReader{ctx: ctx, r: r})
+	if err != nil {
+		return "", 0, err
 	}
-	left := t.limits.Bytes
+	defer plain.Close()
+	m := &meter{r: plain, hash: digest.SHA256.Hash(), budget: budget}
+	if err := do(m); err != nil {
+		return "", 0, err
+	}
+	// What is behind the end of the tar counts for the digest.
+	if _, err := io.Copy(io.Discard, m); err != nil {
+		return "", 0, err
+	}
+	return digest.NewDigest(digest.SHA256, m.hash), m.bytes, nil
+}
+
+func wrongDiffID(got, want digest.Digest) error {
+	return fmt.Errorf("unpacks to %s, and the image's config says %s: %w", got, want, errdefs.ErrDataLoss)
+}
+
+// applyLayers merges layers into the tree, the lowest first, and checks what
+// they unpack to. Errors name the layer and have the classes of Apply.
+func (t *Tree) applyLayers(ctx context.Context, layers []Layer) error {
+	if err := t.limits.checkLayers(len(layers)); err != nil {
+		return err
+	}
+	budget := t.limits.NewBudget()
 	for i, layer := range layers {
-		if err := t.applyLayer(ctx, layer, &left); err != nil {
-			return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(layers), layer.Name, err)
+		if err := t.applyLayer(ctx, layer, budget); err != nil {
+			return layerError(i, len(layers), layer.Name, err)
 		}
 	}
 	return nil
 }
 
-func (t *Tree) applyLayer(ctx context.Context, layer Layer, left *int64) error {
+func layerError(i, n int, name string, err error) error {
+	return fmt.Errorf("layer %d of %d (%s): %w", i+1, n, name, err)
+}
+
+func (t *Tree) applyLayer(ctx context.Context, layer Layer, budget *Budget) error {
 	src, err := layer.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	plain, err := uncompressed(&sourceReader{ctx: ctx, r: src})
-	if err != nil {
-		return err
+	got, _, err := unpack(ctx, src, budget, func(r io.Reader) error { return t.Apply(ctx, r) })
+	if err == nil && layer.DiffID != "" && got != layer.DiffID {
+		err = wrongDiffID(got, layer.DiffID)
 	}
-	defer plain.Close()
-	m := &meter{r: plain, hash: digest.SHA256.Hash(), left: left, max: t.limits.Bytes}
-	if err := t.Apply(ctx, m); err != nil {
-		return err
-	}
-	// What is behind the end of the tar counts for the digest.
-	if _, err := io.Copy(io.Discard, m); err != nil {
-		return err
-	}
-	got := digest.NewDigest(digest.SHA256, m.hash)
-	if layer.DiffID != "" && got != layer.DiffID {
-		return fmt.Errorf("unpacks to %s, and the image's config says %s: %w", got, layer.DiffID, errdefs.ErrDataLoss)
-	}
-	return nil
+	return err
 }

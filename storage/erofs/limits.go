@@ -1,5 +1,11 @@
 package erofs
 
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
 // Limits bound what an image may cost, so that a hostile one ends in an error
 // and not in a full disk. Zero values mean the defaults.
 type Limits struct {
@@ -36,6 +42,13 @@ func (l Limits) withDefaults() Limits {
 		l.ExtendedAttributes = 64 << 10
 	}
 	return l
+}
+
+func (l Limits) checkLayers(n int) error {
+	if n > l.MaxLayers() {
+		return fmt.Errorf("%d layers: an image may have %d: %w", n, l.MaxLayers(), errdefs.ErrOutOfRange)
+	}
+	return nil
 }
 
 // MaxLayers is how many layers an image may have.

@@ -14,8 +14,8 @@ import (
 // anywhere: what a container of the image should see.
 func Manifest(ctx context.Context, layers []Layer, limits Limits) ([]treesum.Entry, error) {
 	sums := &hashSink{}
-	tree := NewTree(sums, limits)
-	if err := tree.ApplyLayers(ctx, layers); err != nil {
+	tree := newTree(sums, limits)
+	if err := tree.applyLayers(ctx, layers); err != nil {
 		return nil, err
 	}
 	var entries []treesum.Entry
@@ -85,5 +85,3 @@ func (h *hashSink) Put(_ context.Context, r io.Reader, size int64) (int64, error
 	h.sums = append(h.sums, hex.EncodeToString(sum.Sum(nil)))
 	return int64(len(h.sums) - 1), nil
 }
-
-func (h *hashSink) Free(int64, int64) {}

@@ -22,12 +22,10 @@ const (
 	paxXattr = "SCHILY.xattr."
 )
 
-// A Sink keeps the contents of files that a Tree holds.
-type Sink interface {
+// A sink keeps the contents of files that a Tree holds.
+type sink interface {
 	// Put keeps size bytes of r and returns a key for them. Size is never 0.
 	Put(ctx context.Context, r io.Reader, size int64) (int64, error)
-	// Free says that nothing holds these contents any longer.
-	Free(key, size int64)
 }
 
 // Apply merges one layer, an uncompressed tar stream, over what is there. It
@@ -38,9 +36,17 @@ type Sink interface {
 // of the root are refused; and a directory's time is not changed by layers
 // that only change what is in it. A Tree is of no use after an error.
 // Errors wrap ErrDataLoss for a malformed layer and ErrOutOfRange for one that
-// passes a limit; others are the Sink's or the context's.
+// passes a limit; others are the sink's or the context's.
 func (t *Tree) Apply(ctx context.Context, r io.Reader) error {
 	t.layer++
+	return eachEntry(ctx, r, func(hdr *tar.Header, body io.Reader) error {
+		return t.entry(hdr, func(size int64) (int64, error) { return putContents(ctx, t.sink.Put, body, size) })
+	})
+}
+
+// eachEntry calls do for each entry of a tar stream and gives what goes wrong
+// the entry's name and a class.
+func eachEntry(ctx context.Context, r io.Reader, do func(*tar.Header, io.Reader) error) error {
 	tr := tar.NewReader(r)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -53,14 +59,40 @@ func (t *Tree) Apply(ctx context.Context, r io.Reader) error {
 		if err != nil {
 			return readError(err)
 		}
-		if t.entries++; t.entries > t.limits.Entries {
-			return fmt.Errorf("more than %d files: %w", t.limits.Entries, errdefs.ErrOutOfRange)
+		if err := do(hdr, tr); err != nil {
+			return entryError(hdr.Name, err)
 		}
-		if err := t.entry(ctx, hdr, tr); err != nil {
-			if isOurs(err) {
-				return fmt.Errorf("entry %.200q: %w", hdr.Name, err)
-			}
-			return fmt.Errorf("entry %.200q: %w: %w", hdr.Name, err, errdefs.ErrDataLoss)
+	}
+}
+
+func entryError(name string, err error) error {
+	if isOurs(err) {
+		return fmt.Errorf("entry %.200q: %w", name, err)
+	}
+	return fmt.Errorf("entry %.200q: %w: %w", name, err, errdefs.ErrDataLoss)
+}
+
+// applyIndex merges one layer by its index; its contents have keys from base
+// on.
+func (t *Tree) applyIndex(ctx context.Context, r io.Reader, base int64) error {
+	t.layer++
+	index, err := newIndexReader(r)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		e, err := index.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			err = t.entry(&e.hdr, func(int64) (int64, error) { return base + e.offset, nil })
+		}
+		if err != nil {
+			return entryError(e.hdr.Name, err)
 		}
 	}
 }
@@ -82,13 +114,20 @@ func isOurs(err error) bool {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// A sinkError is the Sink's, not the layer's fault.
+// A sinkError is the fault of where contents go, not of the layer.
 type sinkError struct{ err error }
 
 func (e *sinkError) Error() string { return e.err.Error() }
 func (e *sinkError) Unwrap() error { return e.err }
 
-func (t *Tree) entry(ctx context.Context, hdr *tar.Header, r io.Reader) error {
+// A placer says where the contents of a file are, after keeping them if need
+// be. The size is never 0.
+type placer func(size int64) (key int64, err error)
+
+func (t *Tree) entry(hdr *tar.Header, place placer) error {
+	if t.entries++; t.entries > t.limits.Entries {
+		return tooManyFiles(t.limits)
+	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -124,7 +163,11 @@ func (t *Tree) entry(ctx context.Context, hdr *tar.Header, r io.Reader) error {
 	if len(base) > maxName {
 		return fmt.Errorf("a name of %d bytes: Linux allows %d", len(base), maxName)
 	}
-	return t.place(ctx, parent, base, hdr, r)
+	return t.place(parent, base, hdr, place)
+}
+
+func tooManyFiles(limits Limits) error {
+	return fmt.Errorf("more than %d files: %w", limits.Entries, errdefs.ErrOutOfRange)
 }
 
 // cleanName makes an entry's name relative to the root, "" for the root.
@@ -175,7 +218,7 @@ func (t *Tree) whiteout(parent *node, hidden string) error {
 
 // place puts one entry under its name, replacing what is there unless both
 // are directories.
-func (t *Tree) place(ctx context.Context, parent *node, base string, hdr *tar.Header, r io.Reader) error {
+func (t *Tree) place(parent *node, base string, hdr *tar.Header, place placer) error {
 	old := parent.children[base]
 	if hdr.Typeflag == tar.TypeDir && old != nil && old.node.isDir() {
 		old.layer = t.layer
@@ -192,7 +235,7 @@ func (t *Tree) place(ctx context.Context, parent *node, base string, hdr *tar.He
 		return err
 	}
 	if n.isReg() && hdr.Typeflag != tar.TypeLink {
-		if err := t.putContents(ctx, n, hdr.Size, r); err != nil {
+		if err := t.setContents(n, hdr.Size, place); err != nil {
 			return err
 		}
 	}
@@ -229,7 +272,7 @@ func (t *Tree) newNode(hdr *tar.Header) (*node, error) {
 	case tar.TypeLink:
 		return t.linkTarget(hdr.Linkname)
 	}
-	return nil, fmt.Errorf("a tar entry of unknown type %q", hdr.Typeflag)
+	return nil, unknownType(hdr)
 }
 
 func (t *Tree) linkTarget(name string) (*node, error) {
@@ -249,25 +292,35 @@ func (t *Tree) linkTarget(name string) (*node, error) {
 	return n, nil
 }
 
-func (t *Tree) putContents(ctx context.Context, n *node, size int64, r io.Reader) error {
+func (t *Tree) setContents(n *node, size int64, place placer) error {
 	if size < 0 || size > t.limits.Bytes-t.bytes {
-		return fmt.Errorf("the image unpacks to more than %d MiB: %w", t.limits.Bytes>>20, errdefs.ErrOutOfRange)
+		return tooLarge(t.limits.Bytes)
 	}
 	t.bytes += size
-	n.size = size
-	if size == 0 {
+	if n.size = size; size == 0 {
 		return nil
 	}
+	var err error
+	n.data, err = place(size)
+	return err
+}
+
+func tooLarge(limit int64) error {
+	return fmt.Errorf("the image unpacks to more than %d MiB: %w", limit>>20, errdefs.ErrOutOfRange)
+}
+
+// putContents keeps what a file of a tar stream has, and tells the stream's
+// errors from the keeper's.
+func putContents(ctx context.Context, put func(context.Context, io.Reader, int64) (int64, error), r io.Reader, size int64) (int64, error) {
 	fault := &faultReader{r: r}
-	key, err := t.sink.Put(ctx, fault, size)
-	if err != nil {
-		if fault.err != nil {
-			return readError(fault.err)
-		}
-		return &sinkError{err}
+	key, err := put(ctx, fault, size)
+	switch {
+	case err == nil:
+		return key, nil
+	case fault.err != nil:
+		return 0, readError(fault.err)
 	}
-	n.data = key
-	return nil
+	return 0, &sinkError{err}
 }
 
 // A faultReader remembers the error of what it reads, to tell it from the
@@ -310,8 +363,7 @@ func (t *Tree) setAttributes(n *node, hdr *tar.Header) error {
 		}
 	}
 	if size := xattrSize(n.xattrs); size > t.limits.ExtendedAttributes {
-		return fmt.Errorf("%d bytes of extended attributes: a file may have %d: %w",
-			size, t.limits.ExtendedAttributes, errdefs.ErrOutOfRange)
+		return tooManyAttributes(size, t.limits)
 	}
 	return nil
 }
@@ -319,22 +371,25 @@ func (t *Tree) setAttributes(n *node, hdr *tar.Header) error {
 // charge counts what names and attributes take in memory.
 func (t *Tree) charge(bytes int) error {
 	if t.meta += int64(bytes); t.meta > t.limits.Metadata {
-		return fmt.Errorf("names and attributes of all files take more than %d MiB: %w",
-			t.limits.Metadata>>20, errdefs.ErrOutOfRange)
+		return tooManyNames(t.limits)
 	}
 	return nil
 }
 
-// keepXattr leaves out what overlayfs would take for orders (trusted.*), what
-// Linux refuses (user.* on anything but files and directories, with an error
-// that containerd ignores too), and what EROFS has no name space for.
+func tooManyNames(limits Limits) error {
+	return fmt.Errorf("names and attributes of all files take more than %d MiB: %w", limits.Metadata>>20, errdefs.ErrOutOfRange)
+}
+
+// keepXattr leaves out what no file can have, and user.* on anything but files
+// and directories: Linux refuses it, with an error that containerd ignores too.
 func keepXattr(n *node, name, value string) bool {
+	index, _ := xattrIndex(name)
+	return canHold(name, value) && (index != xattrUser || n.isReg() || n.isDir())
+}
+
+// canHold refuses what overlayfs would take for orders (trusted.*), and what
+// EROFS has no name space or no room for.
+func canHold(name, value string) bool {
 	index, suffix := xattrIndex(name)
-	switch {
-	case index == 0, index == xattrTrusted, len(suffix) > maxName, len(value) > 1<<16-1:
-		return false
-	case index == xattrUser:
-		return n.isReg() || n.isDir()
-	}
-	return true
+	return index != 0 && index != xattrTrusted && len(suffix) <= maxName && len(value) < 1<<16
 }

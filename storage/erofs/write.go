@@ -10,40 +10,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WriteImage makes w an EROFS image of the tree, whose file contents are in w
-// already: the Sink's keys are their offsets there, multiples of 4096 and
-// never 0, and end is the offset behind the last of them. It writes behind end
-// and, last, block 0, and returns the image's size. The result depends on the
-// tree, the keys and uuid alone.
-func (t *Tree) WriteImage(w io.WriterAt, end int64, uuid [16]byte) (int64, error) {
-	l := &imageLayout{tree: t, next: max(align(end, blockSize), blockSize)}
+// write writes the tree's metadata, an EROFS image but for the contents of
+// files: they follow behind it, data bytes in all, and their keys are offsets
+// there, multiples of 4096. It returns the metadata's size. What it writes
+// depends on the tree, the keys and uuid alone.
+func (t *Tree) write(w io.Writer, data int64, uuid [16]byte) (int64, error) {
+	l := &imageLayout{tree: t, next: blockSize}
 	l.placeBlocks()
 	metaBlock := l.next >> blockBits
 	l.placeInodes()
 	total := align(l.next+l.metaSize, blockSize)
-	if total>>blockBits > 1<<32-1 {
-		return 0, fmt.Errorf("an image of %d GiB: EROFS ends at 16 TiB: %w", total>>30, errdefs.ErrOutOfRange)
+	if (total+data)>>blockBits > 1<<32-1 {
+		return 0, fmt.Errorf("an image of %d GiB: EROFS ends at 16 TiB: %w", (total+data)>>30, errdefs.ErrOutOfRange)
 	}
-	out := &offsetWriter{w: w, off: max(align(end, blockSize), blockSize)}
-	buf := bufio.NewWriterSize(out, 256<<10)
-	err := l.write(buf)
-	if err == nil {
-		err = buf.Flush()
-	}
-	if err != nil {
-		return 0, err
-	}
+	l.base = total
 	head := super{
 		rootNid:   uint16(t.root.nid),
 		inodes:    uint64(len(l.order)),
-		blocks:    uint32(total >> blockBits),
+		blocks:    uint32((total + data) >> blockBits),
 		metaBlock: uint32(metaBlock),
 		uuid:      uuid,
 	}
-	if _, err := w.WriteAt(head.block(), 0); err != nil {
+	buf := bufio.NewWriterSize(w, 256<<10)
+	if _, err := buf.Write(head.block()); err != nil {
 		return 0, err
 	}
-	return total, nil
+	if err := l.write(buf); err != nil {
+		return 0, err
+	}
+	return total, buf.Flush()
 }
 
 // An imageLayout decides where everything goes: first the blocks of large
@@ -54,6 +49,7 @@ type imageLayout struct {
 	order    []*node // every inode once, in the order written
 	parents  map[*node]*node
 	metaSize int64
+	base     int64 // where the contents of files begin
 }
 
 // firstSlot keeps node id 0 unused: it is the inode number that user space
@@ -151,7 +147,7 @@ func (l *imageLayout) write(w io.Writer) error {
 	var off int64
 	for i, n := range l.order {
 		b = pad(b[:0], int64(n.nid)*slotSize-off)
-		b = appendInode(b, n, uint32(i+1), l.nlink(n), l.size(n))
+		b = appendInode(b, n, uint32(i+1), l.nlink(n), l.size(n), l.base)
 		b = appendXattrs(b, n.xattrs)
 		if n.layout.inline {
 			b = l.appendTail(b, n)
@@ -294,15 +290,4 @@ func align(n, to int64) int64 { return (n + to - 1) / to * to }
 // pad appends n zero bytes.
 func pad(b []byte, n int64) []byte {
 	return append(b, make([]byte, n)...)
-}
-
-type offsetWriter struct {
-	w   io.WriterAt
-	off int64
-}
-
-func (o *offsetWriter) Write(p []byte) (int, error) {
-	n, err := o.w.WriteAt(p, o.off)
-	o.off += int64(n)
-	return n, err
 }

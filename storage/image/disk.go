@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -26,46 +28,95 @@ import (
 
 // The buckets beside containerd's.
 var (
-	bucketDisks = []byte("atoll.disks") // image ID → diskRecord
-	bucketHolds = []byte("atoll.holds") // user NUL image ID → 1
+	bucketDisks  = []byte("atoll.disks")  // image ID → diskRecord
+	bucketHolds  = []byte("atoll.holds")  // user NUL image ID → 1
+	bucketLayers = []byte("atoll.layers") // diff ID → layerRecord
 )
 
-// A diskRecord says what an image's disk must be.
+// A diskRecord says what an image's disk must be: metadata of its own, and the
+// blobs of its layers, shown as one disk by a VMDK descriptor.
 type diskRecord struct {
 	erofs.Image
 	Version int
-	// BootID of the host when all of it was last known to be right. What the
-	// kernel has taken outlives every process, but not a crash of the host.
-	BootID string
+	Layers  []diskLayer
+	// Good is the metadata when all of it was last known to be right.
+	Good sighting
 }
 
-const diskSuffix = ".erofs"
+type diskLayer struct {
+	DiffID digest.Digest
+	Data   int64 // bytes of its blob
+}
+
+const (
+	metaSuffix = ".erofs"
+	diskSuffix = ".vmdk"
+)
 
 func (s *Store) diskDir() string { return filepath.Join(s.root, "disks") }
 
-func (s *Store) diskPath(id string) string {
-	return filepath.Join(s.diskDir(), strings.TrimPrefix(id, "sha256:")+diskSuffix)
+func (s *Store) diskFile(id, suffix string) string {
+	return filepath.Join(s.diskDir(), strings.TrimPrefix(id, "sha256:")+suffix)
 }
+
+func (s *Store) metaPath(id string) string { return s.diskFile(id, metaSuffix) }
+func (s *Store) diskPath(id string) string { return s.diskFile(id, diskSuffix) }
 
 func (s *Store) initRecords() error {
 	return s.bolt.Update(func(tx *bolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(bucketDisks)
-		_, err2 := tx.CreateBucketIfNotExists(bucketHolds)
-		return errors.Join(err, err2)
+		for _, bucket := range [][]byte{bucketDisks, bucketHolds, bucketLayers} {
+			if _, err := tx.CreateBucketIfNotExists(bucket); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// Disk implements storage.Images. Of a disk made before the host's last boot
-// every byte is checked once; else its size and superblock. One that is wrong
-// is made again; a guest that has the old file keeps that.
+// eachDisk calls do with each record of this version.
+func (s *Store) eachDisk(do func(id string, rec diskRecord) error) error {
+	all := map[string]diskRecord{}
+	err := s.bolt.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketDisks).ForEach(func(k, v []byte) error {
+			var rec diskRecord
+			if json.Unmarshal(v, &rec) == nil && rec.Version == erofs.Version {
+				all[string(k)] = rec
+			}
+			return nil
+		})
+	})
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		if err == nil {
+			err = do(id, all[id])
+		}
+	}
+	return err
+}
+
+// Disk implements storage.Images. What the disk consists of is checked before
+// a new user gets it (checkLayer says what that costs): metadata that is wrong
+// is made again, a layer that is wrong is fetched again, without credentials;
+// if the registry wants some, the image counts as not here, so that it gets
+// pulled. A guest that has the old files keeps those.
 func (s *Store) Disk(ctx context.Context, imageID, user string) (storage.ImageDisk, error) {
-	ctx = s.in(ctx)
 	if d := digest.Digest(imageID); d.Validate() != nil || d.Algorithm() != digest.SHA256 {
 		return storage.ImageDisk{}, fmt.Errorf("disk of image %.100q: want an image ID, sha256:…: %w", imageID, errdefs.ErrInvalidArgument)
 	}
 	if user == "" || strings.ContainsRune(user, 0) {
 		return storage.ImageDisk{}, fmt.Errorf("disk of image %s for user %q: want a name: %w", imageID, user, errdefs.ErrInvalidArgument)
 	}
+	disk, err := s.disk(s.in(ctx), imageID, user)
+	var lost *lostLayer
+	if !errors.As(err, &lost) {
+		return disk, err
+	}
+	if rerr := s.refetch(ctx, imageID); rerr != nil {
+		return disk, classed(errdefs.ErrDataLoss, "image %s has a damaged layer, which could not be fetched again without credentials: pull it again: %v; %v", imageID, lost.err, rerr)
+	}
+	return s.disk(s.in(ctx), imageID, user)
+}
+
+func (s *Store) disk(ctx context.Context, imageID, user string) (storage.ImageDisk, error) {
 	defer s.locks.lock(imageID)()
 	fresh, err := s.hold(imageID, user)
 	if err != nil {
@@ -82,10 +133,34 @@ func (s *Store) Disk(ctx context.Context, imageID, user string) (storage.ImageDi
 	return storage.ImageDisk{
 		ID:     "img-" + strings.TrimPrefix(imageID, "sha256:")[:16],
 		Path:   s.diskPath(imageID),
-		Format: "raw",
+		Format: "vmdk",
 		FSType: "erofs",
-		Bytes:  rec.Bytes,
+		Bytes:  rec.Meta + rec.Data,
 	}, nil
+}
+
+// A lostLayer is the reason why a disk cannot be made from what is here.
+type lostLayer struct{ err error }
+
+func (e *lostLayer) Error() string { return e.err.Error() }
+func (e *lostLayer) Unwrap() error { return e.err }
+
+// refetch pulls an image under the names that it was pulled by.
+func (s *Store) refetch(ctx context.Context, id string) error {
+	records, err := s.records(s.in(ctx))
+	if err != nil {
+		return err
+	}
+	err = fmt.Errorf("image %s has no digest at a registry: %w", id, errdefs.ErrNotFound)
+	for _, rec := range records[id] {
+		if !strings.Contains(rec.Name, "@") {
+			continue
+		}
+		if _, err = s.Pull(ctx, rec.Name, nil, nil); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // ensureDisk checks an image's disk and makes it if need be. The lock of id is
@@ -121,11 +196,9 @@ func (s *Store) ensureDisk(ctx context.Context, id string, held bool) (diskRecor
 	return rec, nil
 }
 
-// checkDisk returns the record of a disk that is as it should be.
-func (s *Store) checkDisk(ctx context.Context, id string) (diskRecord, error) {
-	var rec diskRecord
+func (s *Store) diskRecord(id string) (rec diskRecord, err error) {
 	var data []byte
-	err := s.bolt.View(func(tx *bolt.Tx) error {
+	err = s.bolt.View(func(tx *bolt.Tx) error {
 		data = bytes.Clone(tx.Bucket(bucketDisks).Get([]byte(id)))
 		return nil
 	})
@@ -138,12 +211,54 @@ func (s *Store) checkDisk(ctx context.Context, id string) (diskRecord, error) {
 	if err := json.Unmarshal(data, &rec); err != nil || rec.Version != erofs.Version {
 		return rec, fmt.Errorf("image %s has a disk of another version: %w", id, errdefs.ErrNotFound)
 	}
-	full := rec.BootID != s.bootID
-	if err := erofs.Check(ctx, s.diskPath(id), rec.Image, full); err != nil || !full {
+	return rec, nil
+}
+
+// checkDisk returns the record of a disk that is as it should be.
+func (s *Store) checkDisk(ctx context.Context, id string) (diskRecord, error) {
+	rec, err := s.diskRecord(id)
+	if err != nil {
 		return rec, err
 	}
-	rec.BootID = s.bootID
-	return rec, s.recordDisk(id, rec)
+	if err := s.checkMeta(ctx, id, rec); err != nil {
+		return rec, err
+	}
+	for _, l := range rec.Layers {
+		if err := s.checkLayer(ctx, l.DiffID); err != nil {
+			return rec, err
+		}
+	}
+	return rec, nil
+}
+
+// checkMeta checks what belongs to one image alone.
+func (s *Store) checkMeta(ctx context.Context, id string, rec diskRecord) error {
+	text, err := os.ReadFile(s.diskPath(id))
+	if err == nil && string(text) != s.descriptor(id, rec) {
+		err = fmt.Errorf("%s is not what it was made as: %w", s.diskPath(id), errdefs.ErrDataLoss)
+	}
+	now, serr := s.sight(s.metaPath(id))
+	err = errors.Join(err, serr)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	if err != nil || now == rec.Good {
+		return err
+	}
+	f, err := os.Open(s.metaPath(id))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := checkDigest(ctx, f, rec.Digest); err != nil {
+		if errdefs.IsDataLoss(err) {
+			s.reportDamage("the metadata of an image is damaged and is made again: pods that run keep what they have",
+				err, func(d diskRecord) bool { return d.Digest == rec.Digest }, "image", id)
+		}
+		return err
+	}
+	rec.Good = now
+	return s.recordDisk(id, rec)
 }
 
 func (s *Store) recordDisk(id string, rec diskRecord) error {
@@ -155,92 +270,114 @@ func (s *Store) recordDisk(id string, rec diskRecord) error {
 }
 
 // convert makes the disk of an image that was just fetched, unless it is
-// there. again is true when layers turned out to be damaged in the store: they
-// are dropped from it, and fetching the image again may help.
-func (s *Store) convert(ctx context.Context, r ref, m *manifest) (again bool, err error) {
+// there.
+func (s *Store) convert(ctx context.Context, r ref, m *manifest) error {
 	defer s.locks.lock(m.id())()
-	_, err = s.checkDisk(ctx, m.id())
+	_, err := s.checkDisk(ctx, m.id())
 	if err == nil {
-		return false, nil
+		return nil
 	}
-	if !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
-		return false, err
+	if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
+		_, err = s.makeDisk(ctx, m)
 	}
-	if _, err = s.makeDisk(ctx, m); errdefs.IsDataLoss(err) {
-		var forget error
-		again, forget = s.forgetDamaged(ctx, m)
-		err = errors.Join(err, forget)
-	}
-	return again, s.explainDisk(r.String(), err)
+	return s.explainDisk(r.String(), err)
 }
 
-func (s *Store) makeDisk(ctx context.Context, m *manifest) (diskRecord, error) {
-	layers := make([]erofs.Layer, len(m.Layers))
+// makeDisk merges an image's layers. It returns a lostLayer if one of them is
+// not here.
+func (s *Store) makeDisk(ctx context.Context, m *manifest) (rec diskRecord, err error) {
+	rec = diskRecord{Version: erofs.Version}
+	layers := make([]erofs.Indexed, len(m.Layers))
 	for i, desc := range m.Layers {
-		layers[i] = erofs.Layer{
-			Name:   desc.Digest.String(),
-			DiffID: m.config.RootFS.DiffIDs[i],
-			Open:   func(ctx context.Context) (io.ReadCloser, error) { return s.openBlob(ctx, desc) },
+		id := m.config.RootFS.DiffIDs[i]
+		if err := s.localLayer(ctx, desc, id); err != nil {
+			return rec, err
+		}
+		l, err := s.layerRecord(id)
+		if err != nil {
+			return rec, &lostLayer{err}
+		}
+		rec.Layers = append(rec.Layers, diskLayer{id, l.Data})
+		layers[i] = erofs.Indexed{
+			Name: desc.Digest.String(), DiffID: id, Data: l.Data,
+			Open: func() (io.ReadCloser, error) { return s.openIndex(ctx, id, l) },
 		}
 	}
-	img, err := erofs.Build(ctx, s.diskPath(m.id()), layers, s.limits)
+	meta, err := s.tempFile(s.diskDir())
 	if err != nil {
-		return diskRecord{}, err
+		return rec, err
 	}
+	defer meta.discard()
+	if rec.Image, err = erofs.Merge(ctx, meta, layers, s.limits); err != nil {
+		return rec, err
+	}
+	s.converted.Add(rec.Meta)
 	failpoint.Hit(failpoint.PullBuilt)
-	// Readable for QEMU as whatever user, writable for nobody.
-	if err := os.Chmod(s.diskPath(m.id()), 0o444); err != nil {
-		return diskRecord{}, err
+	if err := meta.keep(s.metaPath(m.id())); err != nil {
+		return rec, err
 	}
-	if len(img.Dropped) > 0 {
-		s.log.Warn("image has extended attributes that its disk leaves out", "image", m.id(), "attributes", img.Dropped)
+	if err := s.writeDescriptor(m.id(), rec); err != nil {
+		return rec, err
 	}
-	rec := diskRecord{Image: img, Version: erofs.Version, BootID: s.bootID}
+	if len(rec.Dropped) > 0 {
+		s.log.Warn("image has extended attributes that its disk leaves out", "image", m.id(), "attributes", rec.Dropped)
+	}
+	if rec.Good, err = s.sight(s.metaPath(m.id())); err != nil {
+		return rec, err
+	}
 	err = s.recordDisk(m.id(), rec)
 	failpoint.Hit(failpoint.PullDiskRecorded)
 	return rec, err
 }
 
-func (s *Store) openBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	ra, err := s.content.ReaderAt(ctx, desc)
-	if err != nil {
-		return nil, err
+// localLayer checks a layer, and makes it if that can be done without a
+// registry.
+func (s *Store) localLayer(ctx context.Context, desc ocispec.Descriptor, id digest.Digest) error {
+	_, err := s.ensureLayer(ctx, id, func() error {
+		done, err := s.layerFromBlob(ctx, desc, id, s.limits.NewBudget())
+		if err == nil && !done {
+			err = fmt.Errorf("layer %s is not on this node, or damaged: %w", id, errdefs.ErrNotFound)
+		}
+		return err
+	})
+	if errdefs.IsNotFound(err) {
+		return &lostLayer{err}
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{content.NewReader(ra), ra}, nil
+	return err
 }
 
-// forgetDamaged drops the layers that are not what their digest says, and
-// reports whether there were any.
-func (s *Store) forgetDamaged(ctx context.Context, m *manifest) (any bool, err error) {
-	for _, desc := range m.Layers {
-		if err := ctx.Err(); err != nil {
-			return any, err
-		}
-		rc, err := s.openBlob(ctx, desc)
-		if err != nil {
-			continue
-		}
-		verifier := desc.Digest.Verifier()
-		_, err = io.Copy(verifier, rc)
-		rc.Close()
-		if err == nil && verifier.Verified() {
-			continue
-		}
-		if err := s.forgetBlob(ctx, desc); err != nil {
-			return any, err
-		}
-		any = true
+// layerFromBlob converts a layer that an earlier version of this program has
+// kept as the registry had it.
+func (s *Store) layerFromBlob(ctx context.Context, desc ocispec.Descriptor, id digest.Digest, budget *erofs.Budget) (done bool, err error) {
+	here, err := s.hasBlob(ctx, desc)
+	if err != nil || !here {
+		return false, err
 	}
-	return any, nil
+	err = s.convertLayer(ctx, desc, id, budget, s.openBlob(desc))
+	if errdefs.IsDataLoss(err) || errdefs.IsFailedPrecondition(err) {
+		return false, s.forgetBlob(ctx, desc)
+	}
+	return err == nil, err
+}
+
+func (s *Store) openBlob(desc ocispec.Descriptor) layerSource {
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		ra, err := s.content.ReaderAt(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{content.NewReader(ra), ra}, nil
+	}
 }
 
 func (s *Store) explainDisk(name string, err error) error {
 	var done *classError
+	var lost *lostLayer
 	switch {
-	case err == nil, errors.As(err, &done), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case err == nil, errors.As(err, &done), errors.As(err, &lost), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case isDiskFull(err):
 		return classed(errdefs.ErrResourceExhausted,
@@ -302,12 +439,12 @@ func (s *Store) release(ctx context.Context, id, user string) error {
 	if err != nil || len(records[id]) > 0 {
 		return err
 	}
-	return s.dropDisk(id)
+	return s.dropDisk(ctx, id)
 }
 
 // dropDisk erases the disk of an image that is gone, unless somebody has it.
 // The lock of id is held.
-func (s *Store) dropDisk(id string) error {
+func (s *Store) dropDisk(ctx context.Context, id string) error {
 	held := false
 	err := s.bolt.Update(func(tx *bolt.Tx) error {
 		suffix := []byte("\x00" + id)
@@ -324,11 +461,13 @@ func (s *Store) dropDisk(id string) error {
 		return err
 	}
 	failpoint.Hit(failpoint.ImageDiskForgot)
-	if err := os.Remove(s.diskPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, path := range []string{s.diskPath(id), s.metaPath(id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	failpoint.Hit(failpoint.ImageDiskErased)
-	return nil
+	return s.collectLayers(ctx)
 }
 
 // sweepDisks erases files without a record and records without an image or a
@@ -343,6 +482,7 @@ func (s *Store) sweepDisks(ctx context.Context) error {
 	err = s.bolt.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketDisks).ForEach(func(k, _ []byte) error {
 			known[filepath.Base(s.diskPath(string(k)))] = true
+			known[filepath.Base(s.metaPath(string(k)))] = true
 			if len(records[string(k)]) == 0 {
 				orphans = append(orphans, string(k))
 			}
@@ -353,7 +493,7 @@ func (s *Store) sweepDisks(ctx context.Context) error {
 		return err
 	}
 	for _, id := range orphans {
-		if err := s.dropDisk(id); err != nil {
+		if err := s.dropDisk(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -371,11 +511,20 @@ func (s *Store) sweepDisks(ctx context.Context) error {
 	return nil
 }
 
-// diskUsage is what an image's disk takes on the host.
-func (s *Store) diskUsage(id string) int64 {
-	var st unix.Stat_t
-	if unix.Lstat(s.diskPath(id), &st) != nil {
-		return 0
+// diskUsage is what an image's disk takes on the host, with the layers that
+// other images have too.
+func (s *Store) diskUsage(id string, layers []digest.Digest) int64 {
+	paths := []string{s.diskPath(id), s.metaPath(id)}
+	for _, l := range layers {
+		paths = append(paths, s.layerPath(l, dataSuffix), s.layerPath(l, indexSuffix))
 	}
-	return st.Blocks * 512
+	slices.Sort(paths)
+	var used int64
+	for _, path := range slices.Compact(paths) {
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) == nil {
+			used += st.Blocks * 512
+		}
+	}
+	return used
 }

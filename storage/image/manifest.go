@@ -220,9 +220,9 @@ func (s *Store) forgetBlob(ctx context.Context, desc ocispec.Descriptor) error {
 
 // A detail is what of an image's documents is asked for often.
 type detail struct {
-	manifest   *manifest
-	config     ocispec.Image
-	compressed int64
+	manifest  *manifest
+	config    ocispec.Image
+	documents int64 // bytes
 }
 
 // detail reads an image's documents from the store.
@@ -237,10 +237,7 @@ func (s *Store) detail(ctx context.Context, id string, record images.Image) (*de
 	if err != nil {
 		return nil, classed(errdefs.ErrDataLoss, "image %s: its content on this node is damaged: pull it again: %v", record.Name, err)
 	}
-	d = &detail{manifest: m, config: m.config, compressed: m.Config.Size}
-	for _, layer := range m.Layers {
-		d.compressed += layer.Size
-	}
+	d = &detail{manifest: m, config: m.config, documents: m.desc.Size + m.Config.Size}
 	s.mu.Lock()
 	s.details[id] = d
 	s.mu.Unlock()

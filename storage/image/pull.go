@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/openatoll/atoll/internal/failpoint"
 	"github.com/openatoll/atoll/storage"
+	"github.com/openatoll/atoll/storage/erofs"
 )
 
 // A flightKey is what pulls must have in common to be one. The credentials
@@ -160,10 +162,11 @@ func (s *Store) pull(ctx context.Context, r ref, auth *storage.Auth, report repo
 	}
 	defer ses.close()
 	p := &puller{store: s, ref: r, session: ses, report: report}
-	root, got, err := p.fetchAndConvert(ctx)
+	root, got, unpin, err := p.fetchAndConvert(ctx)
 	if err != nil {
 		return storage.Image{}, err
 	}
+	defer unpin()
 	names := []string{r.withDigest(root.Digest)}
 	if r.tag != "" {
 		names = append(names, r.String())
@@ -204,6 +207,7 @@ func (s *Store) endPull(ctx context.Context, lease leases.Lease, failed *error) 
 		return
 	}
 	_, err := s.meta.GarbageCollect(ctx)
+	err = errors.Join(err, s.collectLayers(ctx))
 	if err == nil && s.fetches.TryLock() { // else the last of several does it
 		err = s.sweepIngests(ctx)
 		s.fetches.Unlock()
@@ -231,26 +235,29 @@ type puller struct {
 	fetcher remotes.Fetcher
 }
 
-// fetchAndConvert does it once more if layers that were here already turn out
-// to be damaged.
-func (p *puller) fetchAndConvert(ctx context.Context) (ocispec.Descriptor, *manifest, error) {
-	for try := 1; ; try++ {
-		root, m, err := p.fetch(ctx)
-		if err != nil {
-			return root, nil, err
-		}
-		p.report.stage("converting")
-		again, err := p.store.convert(ctx, p.ref, m)
-		if err == nil || !again || try == 2 {
-			return root, m, err
-		}
+// fetchAndConvert brings an image here and makes its disk. unpin ends the hold
+// on its layers, once the image's name holds them.
+func (p *puller) fetchAndConvert(ctx context.Context) (root ocispec.Descriptor, m *manifest, unpin func(), err error) {
+	root, m, err = p.documents(ctx)
+	if err != nil {
+		return root, nil, nil, err
 	}
+	unpin = p.store.pin(m.config.RootFS.DiffIDs)
+	if err = p.layers(ctx, m); err == nil {
+		p.report.stage("converting")
+		err = p.store.convert(ctx, p.ref, m)
+	}
+	if err != nil {
+		unpin()
+		return root, nil, nil, err
+	}
+	return root, m, unpin, nil
 }
 
-// fetch resolves the reference and brings all content of the linux/amd64 image
-// here, linked for the garbage collector. It returns what the reference names
-// (an index perhaps) and the image.
-func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, *manifest, error) {
+// documents resolves the reference and brings manifest and config of the
+// linux/amd64 image here, linked for the garbage collector. It returns what the
+// reference names (an index perhaps) and the image.
+func (p *puller) documents(ctx context.Context) (ocispec.Descriptor, *manifest, error) {
 	var none ocispec.Descriptor
 	p.report.stage("resolving")
 	name, root, err := p.session.resolver.Resolve(ctx, p.ref.String())
@@ -268,7 +275,9 @@ func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, *manifest, erro
 	if err := p.config(ctx, m); err != nil {
 		return none, nil, err
 	}
-	return root, m, p.layers(ctx, m)
+	err = p.store.link(ctx, m.desc.Digest, []ocispec.Descriptor{m.Config})
+	failpoint.Hit(failpoint.PullLinked)
+	return root, m, err
 }
 
 // blob fetches one blob of at most limit bytes, unless it is here.
@@ -291,21 +300,20 @@ func (p *puller) blob(ctx context.Context, desc ocispec.Descriptor, limit int64)
 	return err
 }
 
+// A missingLayer is one to be fetched; number counts from 0.
+type missingLayer struct {
+	desc   ocispec.Descriptor
+	id     digest.Digest
+	number int
+}
+
+// layers fetches and converts the layers that are not here or damaged, several
+// at once.
 func (p *puller) layers(ctx context.Context, m *manifest) error {
-	missing := map[digest.Digest]ocispec.Descriptor{}
-	var total int64
-	for _, layer := range m.Layers {
-		if err := checkDescriptor(layer); err != nil {
-			return p.nonsense("%v", err)
-		}
-		here, err := p.store.hasBlob(ctx, layer)
-		if err != nil {
-			return err
-		}
-		if _, twice := missing[layer.Digest]; !here && !twice {
-			missing[layer.Digest] = layer
-			total += min(layer.Size, math.MaxInt64-total) // sizes are the registry's words
-		}
+	budget := p.store.limits.NewBudget()
+	missing, total, err := p.missing(ctx, m, budget)
+	if err != nil {
+		return err
 	}
 	if err := p.store.checkSpace(p.ref, total); err != nil {
 		return err
@@ -313,19 +321,72 @@ func (p *puller) layers(ctx context.Context, m *manifest) error {
 	p.report(func(pr *storage.Progress) { pr.Stage, pr.Bytes, pr.Total = "fetching", 0, total })
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(p.store.downloads)
-	for _, layer := range missing {
+	for _, l := range missing {
 		group.Go(func() error {
-			err := p.blob(ctx, layer, layer.Size)
+			err := p.layer(ctx, l, budget)
 			failpoint.Hit(failpoint.PullLayer)
+			if erofs.IsLayerFault(err) {
+				err = fmt.Errorf("layer %d of %d (%s): %w", l.number+1, len(m.Layers), l.desc.Digest, err)
+				return p.store.explainDisk(p.ref.String(), err)
+			}
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
+	return group.Wait()
+}
+
+// missing tells which layers are to be fetched, and their bytes. What the
+// others unpack to is taken off budget.
+func (p *puller) missing(ctx context.Context, m *manifest, budget *erofs.Budget) (list []missingLayer, total int64, err error) {
+	seen := map[digest.Digest]bool{}
+	for i, desc := range m.Layers {
+		if err := checkDescriptor(desc); err != nil {
+			return nil, 0, p.nonsense("%v", err)
+		}
+		id := m.config.RootFS.DiffIDs[i]
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		rec, err := p.store.layerRecord(id)
+		if err == nil {
+			err = p.store.checkLayer(ctx, id)
+		}
+		switch {
+		case err == nil:
+			if err := budget.Take(rec.Unpacked); err != nil {
+				return nil, 0, p.store.explainDisk(p.ref.String(), err)
+			}
+		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
+			list = append(list, missingLayer{desc, id, i})
+			total += min(desc.Size, math.MaxInt64-total) // sizes are the registry's words
+		default:
+			return nil, 0, err
+		}
 	}
-	err := p.store.link(ctx, m.desc.Digest, append([]ocispec.Descriptor{m.Config}, m.Layers...))
-	failpoint.Hit(failpoint.PullLinked)
+	return list, total, nil
+}
+
+// layer fetches one, or waits for another pull that does.
+func (p *puller) layer(ctx context.Context, l missingLayer, budget *erofs.Budget) error {
+	made, err := p.store.ensureLayer(ctx, l.id, func() error {
+		if done, err := p.store.layerFromBlob(ctx, l.desc, l.id, budget); done || err != nil {
+			return err
+		}
+		return p.store.convertLayer(ctx, l.desc, l.id, budget, p.open(l.desc))
+	})
+	if err == nil && !made {
+		p.report(func(pr *storage.Progress) { pr.Bytes = min(pr.Bytes+l.desc.Size, pr.Total) })
+	}
 	return err
+}
+
+// open fetches a layer from the registry.
+func (p *puller) open(desc ocispec.Descriptor) layerSource {
+	desc.URLs = nil // a registry must not choose what this node talks to
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		return (&meteredFetcher{p.fetcher, p.report}).Fetch(withBodyLimit(ctx, desc.Size+1), desc)
+	}
 }
 
 // checkSpace refuses what cannot fit before it fills the disk.

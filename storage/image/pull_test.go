@@ -36,7 +36,7 @@ import (
 // nothingLeft checks that a failed pull left no content and no disk.
 func nothingLeft(t *testing.T, s *Store) {
 	t.Helper()
-	for _, dir := range []string{"content/blobs/sha256", "content/ingest", "disks"} {
+	for _, dir := range []string{"content/blobs/sha256", "content/ingest", "disks", "layers"} {
 		left, err := os.ReadDir(filepath.Join(s.root, dir))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)

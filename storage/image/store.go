@@ -3,9 +3,11 @@
 // metadata keep what came, with leases and garbage collection; package erofs
 // makes the disks.
 //
-// Under the root: content/ (blobs), disks/ (one EROFS file an image) and
-// images.db. The database is the one record of what is there; a disk file
-// without a record is erased at Open.
+// Under the root: content/ (manifests and configs), layers/ (a data blob and an
+// index a layer), disks/ (an EROFS file of metadata an image, and the VMDK
+// descriptor that shows it with the blobs as one disk) and images.db. The
+// database is the one record of what is there; a file without a record is
+// erased at Open.
 package image
 
 import (
@@ -19,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -30,6 +33,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
@@ -54,6 +58,9 @@ type Config struct {
 	Pinned []string
 	// Limits of what an image may unpack to.
 	Limits erofs.Limits
+	// ScrubEvery is how often all layers are read to find what the host's disk
+	// has lost; default 7 days.
+	ScrubEvery time.Duration
 	// Timeouts of talking to registries.
 	Timeouts Timeouts
 	// Logger; default slog.Default().
@@ -66,6 +73,7 @@ type Store struct {
 	downloads      int
 	pinned         []string
 	limits         erofs.Limits
+	scrubEvery     time.Duration
 	timeouts       Timeouts
 	log            *slog.Logger
 	bootID         string
@@ -77,16 +85,26 @@ type Store struct {
 	images  images.Store
 	leases  leases.Manager
 
-	ctx     context.Context // of all pulls; ends with Close
-	cancel  context.CancelFunc
-	pulling sync.WaitGroup
-	fetches sync.RWMutex // read-locked by what may write to content/ingest
-	locks   locks        // by image ID: making and erasing disks
+	ctx                context.Context // of all pulls; ends with Close
+	cancel             context.CancelFunc
+	pulling, scrubbing sync.WaitGroup
+	fetches            sync.RWMutex // read-locked by what may write to content/ingest
+	locks              locks        // by image ID: making and erasing disks; by diff ID: checking and keeping layers
 
-	mu      sync.Mutex
-	flights map[flightKey]*flight
-	details map[string]*detail // by image ID; content never changes
+	mu           sync.Mutex
+	flights      map[flightKey]*flight
+	layerFlights map[digest.Digest]*layerFlight // by diff ID
+	details      map[string]*detail             // by image ID; content never changes
+
+	collecting sync.Mutex // of layers; goes before mu
+	pins       map[digest.Digest]int
+
+	converted atomic.Int64
 }
+
+// Converted is how many bytes this process has written to make disks of
+// images.
+func (s *Store) Converted() int64 { return s.converted.Load() }
 
 var _ storage.Images = (*Store)(nil)
 
@@ -104,7 +122,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		root: cfg.Root, hostsDir: cfg.HostsDir, downloads: cfg.MaxConcurrentDownloads,
 		limits: cfg.Limits, timeouts: cfg.Timeouts.withDefaults(), log: cfg.Logger,
-		flights: map[flightKey]*flight{}, details: map[string]*detail{},
+		scrubEvery: cfg.ScrubEvery,
+		flights:    map[flightKey]*flight{}, layerFlights: map[digest.Digest]*layerFlight{}, details: map[string]*detail{},
+		pins: map[digest.Digest]int{},
+	}
+	if s.scrubEvery <= 0 {
+		s.scrubEvery = 7 * 24 * time.Hour
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.downloads <= 0 {
@@ -123,12 +146,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("image store %s: %w", s.root, err)
 	}
+	s.scrubbing.Go(func() { s.scrub(s.ctx) })
 	return s, nil
 }
 
 func (s *Store) open(ctx context.Context) error {
-	if err := os.MkdirAll(s.diskDir(), 0o711); err != nil {
-		return err
+	for _, dir := range []string{s.diskDir(), s.layerDir()} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -182,7 +208,10 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.sweepIngests(ctx); err != nil {
 		return err
 	}
-	return s.sweepDisks(ctx)
+	if err := s.sweepDisks(ctx); err != nil {
+		return err
+	}
+	return s.sweepLayers(ctx)
 }
 
 // sweepIngests erases what was half fetched. The metadata's collector misses
@@ -204,6 +233,7 @@ func (s *Store) sweepIngests(ctx context.Context) error {
 func (s *Store) Close() error {
 	s.cancel()
 	s.pulling.Wait()
+	s.scrubbing.Wait()
 	return s.bolt.Close()
 }
 
@@ -282,7 +312,12 @@ func (s *Store) image(ctx context.Context, id string, records []images.Image) (s
 	if err != nil {
 		return storage.Image{}, err
 	}
-	img := storage.Image{ID: id, Size: d.compressed + s.diskUsage(id), Config: d.config}
+	for _, layer := range d.config.RootFS.DiffIDs {
+		if rec, err := s.layerRecord(layer); err == nil && rec.Damaged != "" {
+			return storage.Image{}, classed(errdefs.ErrNotFound, "image %s is on this node, but a layer of it is damaged: pull it again: %s: %s", records[0].Name, layer, rec.Damaged)
+		}
+	}
+	img := storage.Image{ID: id, Size: d.documents + s.diskUsage(id, d.config.RootFS.DiffIDs), Config: d.config}
 	for _, rec := range records {
 		if strings.Contains(rec.Name, "@") {
 			img.Digests = append(img.Digests, rec.Name)
@@ -356,7 +391,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
 	failpoint.Hit(failpoint.ImageCollected)
-	return s.dropDisk(id)
+	return s.dropDisk(ctx, id)
 }
 
 // Usage implements storage.Images.

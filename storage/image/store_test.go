@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
@@ -133,14 +134,32 @@ func push(t *testing.T, ref string, img v1.Image) {
 	}
 }
 
+// readDisk reads a file as a VM would that is given the disk at path: by what
+// the descriptor says.
 func readDisk(t *testing.T, path, name string) string {
 	t.Helper()
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	fsys, err := goerofs.Open(f)
+	d := &openDisk{}
+	defer d.Close()
+	for line := range strings.Lines(string(text)) {
+		var sectors int64
+		var file string
+		if n, _ := fmt.Sscanf(line, "RW %d FLAT %q 0", &sectors, &file); n != 2 {
+			continue
+		}
+		f, err := os.Open(filepath.Join(filepath.Dir(path), file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi, err := f.Stat(); err != nil || fi.Size() != sectors*512 {
+			t.Errorf("extent %q of %d bytes, %v", line, fi.Size(), err)
+		}
+		d.files, d.ends = append(d.files, f), append(d.ends, d.size()+sectors*512)
+	}
+	fsys, err := goerofs.Open(d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,8 +203,8 @@ func TestStoreOutlivesRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What a dead process may have left.
-	for _, name := range []string{".converting-1", "0123.erofs"} {
-		if err := os.WriteFile(filepath.Join(s.diskDir(), name), nil, 0o600); err != nil {
+	for _, name := range []string{"disks/.converting-1", "disks/0123.erofs", "disks/0123.vmdk", "layers/.converting-2", "layers/0123.data", "layers/0123.index"} {
+		if err := os.WriteFile(filepath.Join(s.root, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -203,11 +222,5 @@ func TestStoreOutlivesRestart(t *testing.T) {
 	if err := s.Release(t.Context(), "pod"); err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := os.ReadDir(s.diskDir()); len(left) != 0 {
-		t.Errorf("left in disks: %v", left)
-	}
-	left, _ := filepath.Glob(filepath.Join(root, "content/blobs/sha256/*"))
-	if len(left) != 0 {
-		t.Errorf("left in content: %v", left)
-	}
+	nothingLeft(t, s)
 }
