@@ -128,6 +128,17 @@ func (p *pod) online(ctx context.Context, g vmpod.Grower) (vmpod.Extent, error) 
 	return e, step("use what the pod VM has grown by", err)
 }
 
+// takeGrowth has the guest of a cloned machine use the memory that was added
+// to what the copy had, before any container counts on it.
+func takeGrowth(ctx context.Context, kit *machineKit) error {
+	o, ok := kit.machine.(vmpod.Originator)
+	if !ok || !o.Origin().Grown {
+		return nil
+	}
+	_, err := call(ctx, kit.link, agentapi.AgentService.Online, &agentapi.OnlineRequest{Cpus: int32(kit.size.cpus), Memory: kit.size.memory})
+	return step("use the memory of the pod VM", err)
+}
+
 // recordSize notes how large the VM is and by which hint, if that is new.
 func (p *pod) recordSize(e vmpod.Extent, hint *vmpod.Hint) error {
 	sb, ok := p.s.store.sandbox(p.id)

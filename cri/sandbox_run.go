@@ -279,6 +279,9 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 		return nil, err
 	}
 	kit.link.setClock(ctx, told, resp.GetClockNs(), s.config.Version)
+	if err := takeGrowth(ctx, kit); err != nil {
+		return nil, err
+	}
 	return guestFeatures(hello.GetFeatures()), nil
 }
 
