@@ -22,8 +22,9 @@ const maxSlew = 128 * time.Millisecond
 // A hostClock keeps the wall clock by the host's. It has no timer: it looks
 // whenever the host says hello.
 type hostClock struct {
-	mu   sync.Mutex
-	seen int64 // host_ns of the last reading: a call may be repeated
+	mu sync.Mutex
+	// seen is host_ns of the last reading: a call may be repeated.
+	seen int64
 	// host reads the difference to the host's clock where the guest can see
 	// that; ok is false where it cannot.
 	host func() (ahead time.Duration, ok bool)
@@ -45,17 +46,18 @@ func (c *hostClock) set(ns int64, arrived time.Time) error {
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}
-	return c.follow()
+	_, err := c.follow()
+	return err
 }
 
 // keep corrects the clock by the host's, or by what the host has found wrong.
 func (c *hostClock) keep(r *agentapi.ClockReading) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.host != nil {
-		return c.follow()
+	if done, err := c.follow(); done {
+		return err
 	}
-	if r == nil || r.HostNs <= c.seen {
+	if r == nil || r.HostNs == c.seen {
 		return nil
 	}
 	c.seen = r.HostNs
@@ -65,21 +67,21 @@ func (c *hostClock) keep(r *agentapi.ClockReading) error {
 // ptpNoise is what two readings of the host's clock may differ by.
 const ptpNoise = 100 * time.Microsecond
 
-// follow corrects the clock by the host's, where it can be read: which is
+// follow corrects the clock by the host's where that can be read, which is
 // tried once.
-func (c *hostClock) follow() error {
+func (c *hostClock) follow() (done bool, err error) {
 	if c.host == nil {
-		return nil
+		return false, nil
 	}
 	ahead, ok := c.host()
 	if !ok {
 		c.host = nil
-		return nil
+		return false, nil
 	}
 	if ahead.Abs() < ptpNoise {
-		return nil
+		return true, nil
 	}
-	return c.adjust(ahead)
+	return true, c.adjust(ahead)
 }
 
 func adjustClock(by time.Duration) error {

@@ -32,6 +32,7 @@ type testVM struct {
 	dir     string
 	image   string
 	pid     int
+	cmd     *exec.Cmd
 }
 
 type lockedBuffer struct {
@@ -148,10 +149,31 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	if err != nil {
 		t.Fatal(err)
 	}
+	vm := newVM(t)
+	eph := ephemeralDisk(t, vm.dir, g)
+	vm.image = busyboxImage(t, vm.dir)
+	vm.start(append([]string{"-m", "256",
+		"-kernel", g.Kernel, "-initrd", g.Initrd,
+		"-append", testCmdline + g.Cmdline,
+		"-drive", "if=none,id=img,format=raw,read-only=on,file=" + vm.image, "-device", "virtio-blk-pci,drive=img,serial=img",
+		"-drive", "if=none,id=eph,format=raw,discard=unmap,file=" + eph, "-device", "virtio-blk-pci,drive=eph,serial=eph",
+		"-device", "pcie-root-port,id=rp0,slot=1,chassis=1",
+		"-netdev", "hubport,id=net0,hubid=0", "-device", "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
+	}, extra...))
+	return vm
+}
+
+// testCmdline is what every kernel is told here.
+const testCmdline = "console=ttyS0 panic=-1 quiet no_timer_check random.trust_cpu=on "
+
+func newVM(t *testing.T) *testVM {
 	dir := t.TempDir()
-	vm := &testVM{t: t, socket: filepath.Join(dir, "agent.sock"), monitor: filepath.Join(dir, "mon.sock"), console: &lockedBuffer{}, dir: dir}
-	image, eph := busyboxImage(t, dir), filepath.Join(dir, "eph.img")
-	vm.image = image
+	return &testVM{t: t, socket: filepath.Join(dir, "agent.sock"), monitor: filepath.Join(dir, "mon.sock"), console: &lockedBuffer{}, dir: dir}
+}
+
+// ephemeralDisk makes a pod's writable disk.
+func ephemeralDisk(t *testing.T, dir string, g guestimage.Guest) string {
+	eph := filepath.Join(dir, "eph.img")
 	if err := os.WriteFile(eph, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -161,17 +183,17 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 		features, extended = features+",quota,project", extended+",quotatype=prjquota"
 	}
 	run1(t, "mkfs.ext4", "-q", "-O", features, "-E", extended, eph)
+	return eph
+}
+
+// start runs QEMU.
+func (vm *testVM) start(extra []string) {
+	t := vm.t
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35,accel=tcg,sata=off,smbus=off", "-cpu", "max", "-m", "256",
-		"-kernel", g.Kernel, "-initrd", g.Initrd,
-		"-append", "console=ttyS0 panic=-1 quiet no_timer_check random.trust_cpu=on " + g.Cmdline,
+		"-machine", "q35,accel=tcg,sata=off,smbus=off", "-cpu", "max",
 		"-serial", "stdio", "-monitor", "unix:" + vm.monitor + ",server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=" + vm.socket + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,name=atoll.agent",
-		"-drive", "if=none,id=img,format=raw,read-only=on,file=" + image, "-device", "virtio-blk-pci,drive=img,serial=img",
-		"-drive", "if=none,id=eph,format=raw,discard=unmap,file=" + eph, "-device", "virtio-blk-pci,drive=eph,serial=eph",
-		"-device", "pcie-root-port,id=rp0,slot=1,chassis=1",
-		"-netdev", "hubport,id=net0,hubid=0", "-device", "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
 	}, extra...)
 	cmd := exec.Command("qemu-system-x86_64", args...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.console
@@ -179,7 +201,7 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	vm.pid = cmd.Process.Pid
+	vm.pid, vm.cmd = cmd.Process.Pid, cmd
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -187,7 +209,6 @@ func bootVM(t *testing.T, extra ...string) *testVM {
 			t.Logf("%s\nconsole:\n%s", strings.Join(cmd.Args, " "), vm.console)
 		}
 	})
-	return vm
 }
 
 func (vm *testVM) dial() net.Conn {
@@ -203,8 +224,8 @@ func (vm *testVM) dial() net.Conn {
 	}
 }
 
-// command gives QEMU's monitor one command.
-func (vm *testVM) command(line string) {
+// command gives QEMU's monitor one command and returns what it said.
+func (vm *testVM) command(line string) string {
 	vm.t.Helper()
 	conn, err := net.Dial("unix", vm.monitor)
 	if err != nil {
@@ -223,6 +244,24 @@ func (vm *testVM) command(line string) {
 	}
 	if strings.Contains(said, "Error") {
 		vm.t.Fatalf("%s: %s", line, said)
+	}
+	return said
+}
+
+// end ends QEMU.
+func (vm *testVM) end() {
+	vm.cmd.Process.Kill()
+	vm.cmd.Wait()
+}
+
+// settle waits until the guest has nothing to do.
+func (vm *testVM) settle() {
+	for calm := 0; calm < 3; {
+		before := vm.cpuTime()
+		time.Sleep(100 * time.Millisecond)
+		if calm++; vm.cpuTime() > before+10*time.Millisecond {
+			calm = 0
+		}
 	}
 }
 

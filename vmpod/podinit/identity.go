@@ -125,14 +125,18 @@ func mixEntropy(b []byte) error {
 		return err
 	}
 	defer f.Close()
+	return credit(b, func(request uint, arg []byte) error { return ioctlBytes(int(f.Fd()), request, arg) })
+}
+
+// credit is mixEntropy's way with the random device.
+func credit(b []byte, ioctl func(request uint, arg []byte) error) error {
 	// struct rand_pool_info: bits, size, bytes.
 	info := binary.NativeEndian.AppendUint32(nil, uint32(len(b)*8))
 	info = binary.NativeEndian.AppendUint32(info, uint32(len(b)))
-	info = append(info, b...)
-	if err := ioctlBytes(int(f.Fd()), unix.RNDADDENTROPY, info); err != nil {
+	if err := ioctl(unix.RNDADDENTROPY, append(info, b...)); err != nil {
 		return fmt.Errorf("add it: %w", err)
 	}
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0); err != nil {
+	if err := ioctl(unix.RNDRESEEDCRNG, []byte{0}); err != nil {
 		return fmt.Errorf("reseed the random generator: %w", err)
 	}
 	return nil
