@@ -53,6 +53,7 @@ var parts = []part{
 	{"daily", "exec into a pod; memory of the daemons", cluster},
 	{"pods", "pods that are booted, through the API: start, memory", cluster},
 	{"critest", "the benchmarks of upstream's CRI suite", here},
+	{"pull", "pulling an image into disks, beside tar -x", here},
 	{"scale", "lists and stats of 100 sandboxes, on machines that are not real", here},
 	{"lists", "lists and stats of 10 real sandboxes", namespace},
 	{"containers", "a container's life in a pod that runs", namespace},
@@ -215,6 +216,11 @@ func measureHere(ctx context.Context, o options, all *results) error {
 	if o.wanted("critest") {
 		if err := benchCritest(ctx, o, all); err != nil {
 			return fmt.Errorf("critest: %w", err)
+		}
+	}
+	if o.wanted("pull") {
+		if err := benchPull(ctx, o.n, all); err != nil {
+			return fmt.Errorf("pull: %w", err)
 		}
 	}
 	if o.wanted("scale") {
