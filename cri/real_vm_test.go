@@ -56,7 +56,7 @@ type realHost struct {
 	busybox  string // reference of the test image
 }
 
-func newRealHost(t *testing.T) *realHost {
+func newRealHost(t *testing.T, change ...func(*qemu.Config)) *realHost {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("boots VMs")
@@ -95,6 +95,9 @@ func newRealHost(t *testing.T) *realHost {
 		UID:   400417, GID: 400417, UIDs: 65536, StateDir: h.dir + "/vms", RunDir: run + "/vm", Cgroup: filepath.Base(run),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
+	for _, f := range change {
+		f(&cfg)
+	}
 	if h.driver, err = qemu.New(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -131,9 +134,15 @@ func up(t *testing.T) {
 	nl.AddrReplace(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(198, 18, 0, 1), Mask: net.CIDRMask(32, 32)}})
 }
 
-// pushBusybox serves an image with a static busybox from a registry on
-// loopback.
-func pushBusybox(t *testing.T) string {
+// A program is one more of an image.
+type program struct {
+	name string
+	body []byte
+}
+
+// pushBusybox serves an image with a static busybox, and more, from a registry
+// on loopback.
+func pushBusybox(t *testing.T, more ...program) string {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
@@ -158,6 +167,9 @@ func pushBusybox(t *testing.T) string {
 	add(&tar.Header{Name: "bin/busybox", Mode: 0o755}, bin)
 	for _, a := range []string{"sh", "ls", "cat", "echo", "sleep", "id", "nc", "wget", "hostname", "ps", "httpd", "mkdir", "stty", "dd", "tail", "head", "grep", "env", "kill", "touch", "true", "ip", "nslookup", "wc", "mount", "df"} {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
+	}
+	for _, p := range more {
+		add(&tar.Header{Name: p.name, Mode: 0o755}, p.body)
 	}
 	add(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nweb:x:100:101::/:/bin/sh\n"))
 	add(&tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nweb:x:101:\naudio:x:29:web\n"))
