@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"go.etcd.io/etcd/server/v3/embed"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
@@ -27,6 +28,7 @@ import (
 	"github.com/openatoll/atoll/supervisor/controlplane/approver"
 	"github.com/openatoll/atoll/supervisor/controlplane/dns"
 	"github.com/openatoll/atoll/supervisor/controlplane/metricsserver"
+	"github.com/openatoll/atoll/supervisor/runtimeclass"
 )
 
 const (
@@ -255,6 +257,9 @@ func (s *supervisor) startRest(ctx context.Context, admin *rest.Config, client k
 	if err := waitDefaultServiceAccount(ctx, client); err != nil {
 		return err
 	}
+	if err := waitRuntimeClass(ctx, client); err != nil {
+		return err
+	}
 	// What a start has allocated is mostly garbage by now.
 	debug.FreeOSMemory()
 	s.done(PhaseReady, "kubeconfig "+c.Kubeconfig())
@@ -276,6 +281,9 @@ func (s *supervisor) installAddons(ctx context.Context, admin *rest.Config, clie
 		return err
 	}
 	if err := addons.Apply(ctx, dyn, objects); err != nil {
+		return err
+	}
+	if err := runtimeclass.Ensure(ctx, client); err != nil {
 		return err
 	}
 	if err := ensureBootstrapToken(ctx, c, client, time.Now()); err != nil {
@@ -468,6 +476,28 @@ func waitDefaultServiceAccount(ctx context.Context, client kubernetes.Interface)
 			return fmt.Errorf("kube-apiserver: %w", err)
 		}
 		return err
+	})
+}
+
+// waitRuntimeClass tries a pod out until it gets the class and its overhead: the
+// API server takes up to a second to act by a new policy.
+func waitRuntimeClass(ctx context.Context, client kubernetes.Interface) error {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "atoll-tries-", Namespace: metav1.NamespaceDefault},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "none"}}},
+	}
+	return poll(ctx, "RuntimeClass "+runtimeclass.Name+" of pods that name none", func() error {
+		made, err := client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
+			return nil // a policy of the cluster's own refuses such pods
+		}
+		if err != nil {
+			return fmt.Errorf("kube-apiserver: %w", err)
+		}
+		if made.Spec.RuntimeClassName == nil || len(made.Spec.Overhead) == 0 {
+			return errors.New("pods do not get it yet")
+		}
+		return nil
 	})
 }
 
