@@ -25,7 +25,7 @@ func templates(c *v1alpha1.SphereletConfiguration) (qemu.Templates, error) {
 	usual := resources.ForPod(&v1.Pod{Spec: v1.PodSpec{Containers: make([]v1.Container, 1)}}, resources.Policy{})
 	small := resources.ForPod(&v1.Pod{}, resources.Policy{})
 	return qemu.Templates{
-		Enabled: t.Enabled == nil || *t.Enabled, PerTenant: t.PerTenant, Memory: budget.Value(), Warm: int(t.Warm),
+		Enabled: t.Enabled == nil || *t.Enabled, PerTenant: t.PerTenant, Memory: budget.Value(), Warm: int(t.Warm), Furnished: true,
 		Sizes: []qemu.Size{{CPUs: usual.CPUs, Memory: usual.Memory}, {CPUs: small.CPUs, Memory: small.Memory}},
 	}, nil
 }

@@ -21,6 +21,11 @@ const (
 	markerLen  = len(prefix) + 1 + bodyLen
 )
 
+// PlaceholderMAC is the address of a NIC that stands for another: it is the
+// interface that an agent is told of by an address that no NIC has, and is to
+// be given that address.
+const PlaceholderMAC = "02:61:74:6f:6c:6c"
+
 type sessionID [idLen]byte
 
 func newSessionID() (id sessionID) {

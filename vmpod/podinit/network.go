@@ -97,7 +97,8 @@ func hasIPv6(i *agentapi.Interface) bool {
 	return false
 }
 
-// linkByMAC waits for the interface, which may just be being plugged.
+// linkByMAC waits for the interface, which may just be being plugged. One that
+// stands for it is given its address.
 func linkByMAC(ctx context.Context, h *netlink.Handle, mac net.HardwareAddr) (netlink.Link, error) {
 	var found netlink.Link
 	err := waitDevice(ctx, "NIC "+mac.String(), deviceTimeout, func() (bool, error) {
@@ -109,6 +110,12 @@ func linkByMAC(ctx context.Context, h *netlink.Handle, mac net.HardwareAddr) (ne
 			if l.Attrs().HardwareAddr.String() == mac.String() {
 				found = l
 				return true, nil
+			}
+		}
+		for _, l := range links {
+			if l.Attrs().HardwareAddr.String() == agentapi.PlaceholderMAC {
+				found = l
+				return true, h.LinkSetHardwareAddr(l, mac)
 			}
 		}
 		return false, nil

@@ -289,11 +289,15 @@ func (c command) devices(r resources) ([]govmm.Device, error) {
 	}
 	devs = append(devs, plugBridge())
 	for i, d := range c.spec.Disks {
-		path, err := r.disk(d)
-		if err != nil {
-			return nil, err
+		content := placeholderNode(d)
+		if d.Path != "" {
+			path, err := r.disk(d)
+			if err != nil {
+				return nil, err
+			}
+			content = blockNode(d, path)
 		}
-		node, err := json.Marshal(blockNode(d, path))
+		node, err := json.Marshal(content)
 		if err != nil {
 			return nil, err
 		}
@@ -346,6 +350,12 @@ func blockNode(d vmpod.Disk, path string) map[string]any {
 			"aio":       "threads",
 		},
 	}
+}
+
+// placeholderNode is the content of a template's disk: zeros, which a guest
+// reads once, in search of partitions.
+func placeholderNode(d vmpod.Disk) map[string]any {
+	return map[string]any{"driver": "null-co", "node-name": nodeName(d.ID), "size": 64 << 20, "read-zeroes": true}
 }
 
 // diskDevice is the device of a disk for -device and device_add. Errors of

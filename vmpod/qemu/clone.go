@@ -97,7 +97,7 @@ func (d *Driver) startClone(ctx context.Context, spec vmpod.Spec, dir vmDir, t *
 	files := &fdTable{sockets: d.socketPaths(spec.ID)}
 	defer files.close()
 	c := d.templateCommand(t.shape, t.ram, true)
-	c.spec.ID = spec.ID
+	c.spec = t.shape.of(spec)
 	args, err := c.argv(files)
 	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
 		return nil, err
@@ -127,7 +127,9 @@ func (d *Driver) superviseClone(spec vmpod.Spec, dir vmDir, t *template, proc pr
 	_, proc.MaxMemory = d.cfg.room(t.shape.spec(spec.ID))
 	m := newMachine(d, spec, dir, proc)
 	m.child = kid
-	m.devices = cloneDevices(spec)
+	if !t.shape.furnished {
+		m.devices = cloneDevices(spec)
+	}
 	m.origin = vmpod.Origin{Cloned: true, Grown: memoryMiB(spec)<<20 > t.shape.memory}
 	var err error
 	if m.pidfd, err = proc.open(); err != nil {
@@ -139,7 +141,8 @@ func (d *Driver) superviseClone(spec vmpod.Spec, dir vmDir, t *template, proc pr
 	return m, nil
 }
 
-// cloneDevices is the table of a clone: its NICs are plugged like its disks.
+// cloneDevices is the table of a clone of a template without devices: its NICs
+// are plugged like its disks. Else it is a boot's.
 func cloneDevices(s vmpod.Spec) deviceTable {
 	t := bootDevices(s)
 	for i := range t.NICs {
@@ -157,12 +160,19 @@ func (m *Machine) equip(ctx context.Context, q *qmpConn, t *template) error {
 	if err := m.setTable(table); err != nil {
 		return err
 	}
-	for _, e := range table.Disks {
+	disks, nics := table.Disks, table.NICs
+	if t.shape.furnished {
+		if err := showSize(ctx, q, disks[0].Disk); err != nil {
+			return err
+		}
+		disks, nics = disks[1:], nics[1:]
+	}
+	for _, e := range disks {
 		if err := addDisk(ctx, q, e.Disk, e.Slot); err != nil {
 			return err
 		}
 	}
-	for _, e := range table.NICs {
+	for _, e := range nics {
 		if err := addNIC(ctx, q, e.NIC, e.Slot); err != nil {
 			return err
 		}
@@ -173,6 +183,17 @@ func (m *Machine) equip(ctx context.Context, q *qmpConn, t *template) error {
 	have := growth{Extent: vmpod.Extent{Memory: t.shape.memory, MaxMemory: m.proc.MaxMemory}, base: t.shape.memory}
 	memory := min(have.base+(m.launched.Memory-have.base+growStep-1)/growStep*growStep, have.MaxMemory)
 	return m.offerMemory(ctx, q, have, memory)
+}
+
+// showSize has the guest look how large a disk is: it knows the size of the
+// one that its template had. QEMU tells it when a disk is resized, if only to
+// the size that it has.
+func showSize(ctx context.Context, q *qmpConn, disk vmpod.Disk) error {
+	st, err := os.Stat(disk.Path)
+	if err != nil {
+		return err
+	}
+	return q.run(ctx, "block_resize", map[string]any{"node-name": nodeName(disk.ID), "size": st.Size()}, nil)
 }
 
 // Origin implements vmpod.Originator.

@@ -23,6 +23,8 @@ type fdTable struct {
 	files   []*os.File        // descriptor 3 and on in QEMU
 	sets    []string          // arguments
 	err     error             // the first failure of file
+	// nowhere is where taps are made that lead nowhere.
+	nowhere *nowhere
 }
 
 // add returns the descriptor that f will be in QEMU. The table closes f.
@@ -106,7 +108,16 @@ func (t *fdTable) listener(name string) (string, error) {
 }
 
 func (t *fdTable) tap(n vmpod.NIC) (string, error) {
-	f, err := openTap(n.Tap)
+	var f *os.File
+	var err error
+	if n.Tap == "" {
+		err = t.nowhere.do(func() (err error) {
+			f, err = attachTap("")
+			return err
+		})
+	} else {
+		f, err = openTap(n.Tap)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -271,6 +282,12 @@ func openTap(name string) (*os.File, error) {
 	if _, err := net.InterfaceByName(name); err != nil {
 		return nil, fmt.Errorf("tap %s is not there: %w", name, errdefs.ErrNotFound)
 	}
+	return attachTap(name)
+}
+
+// attachTap opens a tap; without a name, it is a new one, which goes with the
+// last that has it open.
+func attachTap(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/net/tun (load the tun module): %w", err)

@@ -58,7 +58,7 @@ func (d *Driver) startScratch(ctx context.Context, what string, c command, from 
 	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
 		return nil, err
 	}
-	files := &fdTable{sockets: s.sockets}
+	files := &fdTable{sockets: s.sockets, nowhere: from}
 	defer files.close()
 	defer func() {
 		if err != nil {

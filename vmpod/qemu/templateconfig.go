@@ -24,6 +24,11 @@ type Templates struct {
 	// Memory bounds what templates and warm clones cost the host, in bytes;
 	// default DefaultTemplateMemory. One template is always kept.
 	Memory int64
+	// Furnished templates have a disk and a NIC, in whose place a clone has its
+	// own first ones, which saves the guest the finding of them. The guest's
+	// agent must then give a NIC of agentapi.PlaceholderMAC the address that it
+	// is told.
+	Furnished bool
 	// Warm is how many clones of the first of Sizes wait for a pod; default
 	// none.
 	Warm int

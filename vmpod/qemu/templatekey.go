@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/vmpod"
+	"github.com/openatoll/atoll/vmpod/agentapi"
 )
 
 // A fileIdentity changes when a file is replaced or written to.
@@ -50,6 +53,8 @@ type shape struct {
 	cpus   int
 	memory int64  // bytes, whole MiB
 	tenant string // a namespace, if templates are not shared
+	// furnished: with a disk and a NIC.
+	furnished bool
 }
 
 func (d *Driver) shapeOf(spec vmpod.Spec) shape {
@@ -57,12 +62,39 @@ func (d *Driver) shapeOf(spec vmpod.Spec) shape {
 	if d.cfg.Templates.PerTenant {
 		s.tenant = spec.Owner.Namespace
 	}
+	s.furnished = d.furnishes() && len(spec.NICs) == 1 && len(spec.Disks) > 0 && standsFor(spec.Disks[0])
 	return s
 }
 
-// spec is what a VM of that shape is launched with, less its devices.
+// furnishes says whether templates may have devices. Their taps must not be
+// where the host's are.
+func (d *Driver) furnishes() bool { return d.cfg.Templates.Furnished && d.nowhere.err == nil }
+
+// standsFor says whether a disk can take the place of a template's: what the
+// guest knows of that one, but for its size, must be true of it.
+func standsFor(disk vmpod.Disk) bool {
+	return !disk.ReadOnly && (disk.Format == "" || disk.Format == "raw") && fileDriver(disk.Path) == "file"
+}
+
+// spec is what a VM of that shape is launched with, less a clone's own devices.
 func (s shape) spec(id vmpod.ID) vmpod.Spec {
-	return vmpod.Spec{ID: id, CPUs: s.cpus, Memory: s.memory}
+	spec := vmpod.Spec{ID: id, CPUs: s.cpus, Memory: s.memory}
+	if s.furnished {
+		mac, _ := net.ParseMAC(agentapi.PlaceholderMAC)
+		spec.Disks = []vmpod.Disk{{ID: "placeholder"}}
+		spec.NICs = []vmpod.NIC{{ID: "placeholder", MAC: mac}}
+	}
+	return spec
+}
+
+// of is the spec of a clone as far as the template's devices go.
+func (s shape) of(spec vmpod.Spec) vmpod.Spec {
+	like := s.spec(spec.ID)
+	if s.furnished {
+		like.Disks, like.NICs = slices.Clone(spec.Disks[:1]), slices.Clone(spec.NICs[:1])
+		like.NICs[0].MTU = 0 // the agent's affair: the device would have another feature
+	}
+	return like
 }
 
 // templateKey names a template on this host by all that it depends on: its own

@@ -151,16 +151,15 @@ func restore(ctx context.Context, q *qmpConn, t *template) error {
 		return err
 	}
 	defer state.Close()
-	// QEMU would tell the network of the NICs as soon as the guest runs, which
-	// has no identity yet.
-	if err := q.run(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil); err != nil {
-		return err
-	}
 	return migrate(ctx, q, "migrate-incoming", state)
 }
 
 func migrate(ctx context.Context, q *qmpConn, command string, file *os.File) error {
 	if err := q.run(ctx, "migrate-set-capabilities", migrationCapabilities, nil); err != nil {
+		return err
+	}
+	// A clone is not a VM that has moved, which the network would have to know.
+	if err := q.run(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil); err != nil {
 		return err
 	}
 	events, unwatch := q.watch("MIGRATION")
@@ -212,13 +211,15 @@ func (d *Driver) templateFile(name, suffix string) string {
 // A templateRecord is by what a driver knows an earlier one's template, whose
 // RAM is left only in its clones.
 type templateRecord struct {
-	CPUs   int       `json:"cpus"`
-	Memory int64     `json:"memory"`
-	Tenant string    `json:"tenant,omitempty"`
-	Digest string    `json:"digest"` // of the RAM
-	State  string    `json:"state"`  // likewise, of the file
-	Bytes  int64     `json:"bytes"`
-	Made   time.Time `json:"made"`
+	CPUs   int    `json:"cpus"`
+	Memory int64  `json:"memory"`
+	Tenant string `json:"tenant,omitempty"`
+	// Furnished: with a disk and a NIC.
+	Furnished bool      `json:"furnished,omitempty"`
+	Digest    string    `json:"digest"` // of the RAM
+	State     string    `json:"state"`  // likewise, of the file
+	Bytes     int64     `json:"bytes"`
+	Made      time.Time `json:"made"`
 }
 
 func (d *Driver) recordTemplate(t *template) error {
@@ -227,7 +228,7 @@ func (d *Driver) recordTemplate(t *template) error {
 		return err
 	}
 	defer state.Close()
-	r := templateRecord{CPUs: t.shape.cpus, Memory: t.shape.memory, Tenant: t.shape.tenant, Digest: t.digest, Bytes: t.bytes, Made: t.made}
+	r := templateRecord{CPUs: t.shape.cpus, Memory: t.shape.memory, Tenant: t.shape.tenant, Furnished: t.shape.furnished, Digest: t.digest, Bytes: t.bytes, Made: t.made}
 	if r.State, err = digestOf(state); err != nil {
 		return err
 	}

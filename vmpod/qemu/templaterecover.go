@@ -73,7 +73,7 @@ func (s *templateStore) recoverOne(name string, clones []process) *template {
 	if ok, err := vmDir(s.d.templateDir()).read(name+recordSuffix, &r); !ok || err != nil || len(clones) == 0 {
 		return nil
 	}
-	t := &template{shape: shape{cpus: r.CPUs, memory: r.Memory, tenant: r.Tenant}, name: name, digest: r.Digest, bytes: r.Bytes, made: r.Made,
+	t := &template{shape: shape{cpus: r.CPUs, memory: r.Memory, tenant: r.Tenant, furnished: r.Furnished}, name: name, digest: r.Digest, bytes: r.Bytes, made: r.Made,
 		state: s.d.templateFile(name, stateSuffix)}
 	if key, err := s.d.templateKey(t.shape); err != nil || key != name {
 		return nil // of another guest, QEMU or boot

@@ -49,6 +49,7 @@ type templateEntry struct {
 	state    templateState
 	t        *template
 	pinned   bool // one of Config.Templates.Sizes
+	order    int  // of the pinned
 	demand   int  // launches that would have used it
 	uses     uint64
 	lastUsed time.Time
@@ -130,10 +131,19 @@ func (s *templateStore) pin() {
 		return
 	}
 	for i, size := range s.d.cfg.Templates.Sizes {
-		e := s.entry(shape{cpus: size.CPUs, memory: min((size.Memory+1<<20-1)>>20<<20, maxTemplateMemory)})
-		e.pinned, e.state = true, templateWanted
-		e.lastUsed = time.Now().Add(-time.Duration(i)) // made in this order
+		sh := shape{cpus: size.CPUs, memory: min((size.Memory+1<<20-1)>>20<<20, maxTemplateMemory), furnished: s.d.furnishes()}
+		s.pinOne(sh, i)
+		if sh.furnished && i == 0 && s.d.cfg.Templates.Warm > 0 {
+			sh.furnished = false // one that waits cannot know whose disk it will have
+			s.pinOne(sh, len(s.d.cfg.Templates.Sizes))
+		}
 	}
+}
+
+func (s *templateStore) pinOne(sh shape, order int) {
+	e := s.entry(sh)
+	e.pinned, e.state = true, templateWanted
+	e.order = order
 }
 
 func (s *templateStore) entry(sh shape) *templateEntry {
@@ -210,7 +220,8 @@ func (s *templateStore) choose(spec vmpod.Spec) (*template, string) {
 	if s.off != "" {
 		return nil, s.off
 	}
-	if len(spec.Disks)+len(spec.NICs) > plugSlots {
+	want := s.d.shapeOf(spec)
+	if !want.furnished && len(spec.Disks)+len(spec.NICs) > plugSlots {
 		return nil, coldDevices
 	}
 	s.mu.Lock()
@@ -218,7 +229,6 @@ func (s *templateStore) choose(spec vmpod.Spec) (*template, string) {
 	if err := s.renew(); err != nil {
 		return nil, coldChanged
 	}
-	want := s.d.shapeOf(spec)
 	exact := want
 	exact.memory = min(want.memory, maxTemplateMemory)
 	if want.memory > maxGrowFactor*exact.memory {
@@ -227,6 +237,9 @@ func (s *templateStore) choose(spec vmpod.Spec) (*template, string) {
 	e := s.entry(exact)
 	e.demand++
 	best := s.nearest(want)
+	if e := s.warmEntry(want); e != nil && len(spec.Disks)+len(spec.NICs) <= plugSlots {
+		best = e
+	}
 	if e.state == templateIdle && (e.demand > 1 || best == nil && !s.coming(want)) {
 		e.set(templateWanted)
 		s.kick()
@@ -245,8 +258,8 @@ func (s *templateStore) choose(spec vmpod.Spec) (*template, string) {
 func (s *templateStore) nearest(want shape) *templateEntry {
 	var best *templateEntry
 	for sh, e := range s.entries {
-		if e.state != templateReady || sh.cpus != want.cpus || sh.tenant != want.tenant ||
-			sh.memory > want.memory || want.memory > maxGrowFactor*sh.memory || best != nil && sh.memory < best.shape.memory {
+		if e.state != templateReady || !sh.fits(want) ||
+			best != nil && sh.memory < best.shape.memory {
 			continue
 		}
 		if _, room := s.d.cfg.room(sh.spec(vmpod.ID{})); want.memory > room {
@@ -257,12 +270,18 @@ func (s *templateStore) nearest(want shape) *templateEntry {
 	return best
 }
 
+// fits says whether a VM can be cloned from a template of shape s, but for the
+// room that it has.
+func (s shape) fits(want shape) bool {
+	return s.cpus == want.cpus && s.tenant == want.tenant && s.furnished == want.furnished &&
+		s.memory <= want.memory && want.memory <= maxGrowFactor*s.memory
+}
+
 // coming says whether a template that would do is being made, or is going to
 // be. The caller has mu.
 func (s *templateStore) coming(want shape) bool {
 	for sh, e := range s.entries {
-		if (e.state == templateWanted || e.state == templateMaking) && sh.cpus == want.cpus && sh.tenant == want.tenant &&
-			sh.memory <= want.memory && want.memory <= maxGrowFactor*sh.memory {
+		if (e.state == templateWanted || e.state == templateMaking) && sh.fits(want) {
 			return true
 		}
 	}
@@ -324,7 +343,7 @@ func (s *templateStore) nextWanted() (*templateEntry, time.Duration) {
 			return 1
 		}
 		if a.pinned {
-			return b.lastUsed.Compare(a.lastUsed)
+			return a.order - b.order
 		}
 		return b.demand - a.demand
 	})

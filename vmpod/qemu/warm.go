@@ -20,7 +20,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 	s.mu.Lock()
 	var t *template
 	for _, e := range s.entries {
-		if e.pinned && e.state == templateReady && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].Memory>>20<<20 {
+		if e.pinned && e.state == templateReady && !e.shape.furnished && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].Memory>>20<<20 {
 			t = e.t
 		}
 	}
@@ -69,6 +69,18 @@ func (s *templateStore) cost() int64 {
 		}
 	}
 	return total
+}
+
+// warmEntry is a template of which a clone waits that is as large as the VM is
+// to be; nil if there is none. The caller has mu.
+func (s *templateStore) warmEntry(want shape) *templateEntry {
+	want.furnished = false
+	for _, w := range s.warm {
+		if e := s.entries[want]; e != nil && e.t == w.template {
+			return e
+		}
+	}
+	return nil
 }
 
 // takeWarm returns a clone of t that waits for a pod; nil if there is none.
