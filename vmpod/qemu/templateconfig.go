@@ -34,7 +34,7 @@ type Templates struct {
 	Warm int
 	// Probe returns when the guest's agent has answered on its channel, which
 	// Probe closes, and has nothing left of the talk; default: package agentapi.
-	Probe func(ctx context.Context, conn net.Conn) error
+	Probe func(ctx context.Context, conn net.Conn) error `json:"-"`
 }
 
 // A Size is a VM's as in vmpod.Spec.
