@@ -60,6 +60,7 @@ var parts = []part{
 	{"execsync", "ExecSync beside a plain fork and exec in the guest", namespace},
 	{"logs", "what a container's log does, and costs", namespace},
 	{"memory", "memory of 20 sandboxes, cloned and booted", namespace},
+	{"imageread", "reading an image's files in the guest, beside a raw disk", namespace},
 }
 
 // Environment of the runs inside a place.

@@ -68,7 +68,7 @@ func measureRuntime(ctx context.Context, o options, all *results) (err error) {
 	for _, p := range []struct {
 		name string
 		run  func(context.Context, *results) error
-	}{{"lists", b.lists}, {"containers", b.containers}, {"execsync", b.execSync}, {"logs", b.logs}, {"memory", b.memory}} {
+	}{{"lists", b.lists}, {"containers", b.containers}, {"execsync", b.execSync}, {"logs", b.logs}, {"memory", b.memory}, {"imageread", b.imageRead}} {
 		if !o.wanted(p.name) {
 			continue
 		}
@@ -309,15 +309,8 @@ func (b *criBench) pod(ctx context.Context, image string, command ...string) (cr
 func startPod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, logs, image string, command ...string) (criPod, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*bootTimeout)
 	defer cancel()
-	uid := uuid.NewString()
-	sandbox := &runtimeapi.PodSandboxConfig{
-		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "bench-" + uid, Namespace: "bench", Uid: uid},
-		Hostname:     "bench",
-		LogDirectory: filepath.Join(logs, uid),
-		Labels:       map[string]string{"io.kubernetes.pod.name": "bench-" + uid, "io.kubernetes.pod.namespace": "bench", "app": "bench"},
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
-	}
-	p := criPod{uid: uid, log: filepath.Join(sandbox.LogDirectory, "c/0.log"), config: sandbox}
+	sandbox := sandboxConfig(logs)
+	p := criPod{uid: sandbox.Metadata.Uid, log: filepath.Join(sandbox.LogDirectory, "c/0.log"), config: sandbox}
 	s, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: sandbox})
 	if err != nil {
 		return p, err
@@ -330,6 +323,17 @@ func startPod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, logs, ima
 	p.container = c.ContainerId
 	_, err = rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
 	return p, err
+}
+
+func sandboxConfig(logs string) *runtimeapi.PodSandboxConfig {
+	uid := uuid.NewString()
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "bench-" + uid, Namespace: "bench", Uid: uid},
+		Hostname:     "bench",
+		LogDirectory: filepath.Join(logs, uid),
+		Labels:       map[string]string{"io.kubernetes.pod.name": "bench-" + uid, "io.kubernetes.pod.namespace": "bench", "app": "bench"},
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
+	}
 }
 
 func containerConfig(name, image string, command ...string) *runtimeapi.ContainerConfig {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/openatoll/atoll/cri"
 	"github.com/openatoll/atoll/netplugin/tap"
+	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/image"
 	"github.com/openatoll/atoll/storage/local"
 )
@@ -29,44 +31,16 @@ var benchPods = netip.MustParsePrefix("198.19.240.0/24")
 // benchSandbox measures RunPodSandbox on a CRI server of its own, over its
 // socket, without a kubelet and without a hint.
 func benchSandbox(ctx context.Context, vm *vmBench, n int, all *results) error {
-	log := slog.New(slog.DiscardHandler)
-	network, err := tap.New(tap.Config{StateDir: filepath.Join(vm.dir, "net"), NodeIP: netip.MustParseAddr("198.18.0.1"), Logger: log})
-	if err != nil {
-		return err
-	}
-	defer network.Close()
-	if err := network.Configure(ctx, []netip.Prefix{benchPods}); err != nil {
-		return err
-	}
-	images, err := image.Open(ctx, image.Config{Root: filepath.Join(vm.dir, "images"), Logger: log})
+	images, err := image.Open(ctx, image.Config{Root: filepath.Join(vm.dir, "images"), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
 	defer images.Close()
-	ephemeral, err := local.NewEphemeral(local.Config{Dir: filepath.Join(vm.dir, "disks")})
+	client, end, err := serveCRI(ctx, vm, images)
 	if err != nil {
 		return err
 	}
-	server, err := cri.New(ctx, cri.Config{
-		Driver: vm.driver, Network: network, Images: images, Ephemeral: ephemeral,
-		StateDir: filepath.Join(vm.dir, "cri"), Logger: log,
-	})
-	if err != nil {
-		return err
-	}
-	defer server.Close()
-	socket := filepath.Join(vm.dir, "cri.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		return err
-	}
-	go func() { _ = server.Serve(ctx, l) }()
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	client := runtimeapi.NewRuntimeServiceClient(conn)
+	defer end()
 	var samples []float64
 	for i := range n + 1 {
 		took, err := oneSandbox(ctx, client, vm.dir)
@@ -80,6 +54,55 @@ func benchSandbox(ctx context.Context, vm *vmBench, n int, all *results) error {
 	}
 	all.add("run_pod_sandbox", "ms", samples).to(*all, "raw_boot", 0)
 	return nil
+}
+
+// serveCRI runs a CRI server in this process, on the machines of vm, until end
+// is called.
+func serveCRI(ctx context.Context, vm *vmBench, images storage.Images) (_ runtimeapi.RuntimeServiceClient, end func(), err error) {
+	log := slog.New(slog.DiscardHandler)
+	var ends []func()
+	end = func() {
+		for _, f := range slices.Backward(ends) {
+			f()
+		}
+	}
+	defer func() {
+		if err != nil {
+			end()
+		}
+	}()
+	network, err := tap.New(tap.Config{StateDir: filepath.Join(vm.dir, "net"), NodeIP: netip.MustParseAddr("198.18.0.1"), Logger: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	ends = append(ends, func() { network.Close() })
+	if err := network.Configure(ctx, []netip.Prefix{benchPods}); err != nil {
+		return nil, nil, err
+	}
+	ephemeral, err := local.NewEphemeral(local.Config{Dir: filepath.Join(vm.dir, "disks")})
+	if err != nil {
+		return nil, nil, err
+	}
+	server, err := cri.New(ctx, cri.Config{
+		Driver: vm.driver, Network: network, Images: images, Ephemeral: ephemeral,
+		StateDir: filepath.Join(vm.dir, "cri"), Logger: log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	ends = append(ends, func() { server.Close() })
+	socket := filepath.Join(vm.dir, "cri.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	go func() { _ = server.Serve(ctx, l) }()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	ends = append(ends, func() { conn.Close() })
+	return runtimeapi.NewRuntimeServiceClient(conn), end, nil
 }
 
 func oneSandbox(ctx context.Context, c runtimeapi.RuntimeServiceClient, dir string) (float64, error) {

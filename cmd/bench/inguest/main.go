@@ -2,6 +2,8 @@
 //
 //	inguest fork N PROGRAM [ARG…]      fork, exec and wait, N times; prints microseconds, one a line
 //	inguest lines BYTES LINE SECONDS   writes lines of LINE bytes, as fast as it can, until either bound
+//	inguest read N DIR DIR             drops the kernel's caches, reads the files of one DIR; turn by turn; prints the microseconds of both, N lines
+//	inguest wait                       until it is killed
 //
 // It is static and starts nothing but what it is told to.
 package main
@@ -9,6 +11,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"syscall"
@@ -40,7 +43,64 @@ func run(args []string) error {
 		}
 		return lines(n[0], n[1], time.Duration(n[2])*time.Second)
 	}
+	switch {
+	case len(args) == 4 && args[0] == "read":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return readTurns(n, [2]string(args[2:]))
+	case len(args) == 1 && args[0] == "wait":
+		for {
+			time.Sleep(time.Hour)
+		}
+	}
 	return fmt.Errorf("unknown arguments %q", args)
+}
+
+var readBuffer = make([]byte, 1<<20)
+
+func readTurns(n int, dirs [2]string) error {
+	for turn := range n {
+		var took [2]time.Duration
+		for i := range dirs {
+			i = (i + turn) % 2
+			var err error
+			if took[i], err = read(dirs[i]); err != nil {
+				return err
+			}
+		}
+		fmt.Println(took[0].Microseconds(), took[1].Microseconds())
+	}
+	return nil
+}
+
+func read(dir string) (time.Duration, error) {
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return 0, err
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	for _, e := range files {
+		f, err := os.Open(dir + "/" + e.Name())
+		if err != nil {
+			return 0, err
+		}
+		for {
+			_, err := f.Read(readBuffer)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return 0, err
+			}
+		}
+		f.Close()
+	}
+	return time.Since(start), nil
 }
 
 func fork(n int, argv []string) error {
