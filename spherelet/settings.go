@@ -33,6 +33,15 @@ const volumeStatsPeriod = 15 * time.Second
 // minute makes that 60 to 90 s.
 const syncFrequency = 20 * time.Second
 
+// What the kubelet asks of the API server, in requests a second. A pod's start
+// takes eight (three times its status read and written, a token, its start's
+// annotation); upstream's 50, and 100 at once, hold up more than a dozen pods
+// that come at once by up to seconds.
+const (
+	apiQPS   = 200
+	apiBurst = 400
+)
+
 // defaultEviction are the hard thresholds. Upstream's shares of the disk
 // (10 and 15 %) are hundreds of gigabytes on the disks of today's hosts.
 var defaultEviction = map[string]string{
@@ -163,6 +172,7 @@ func withoutHost(k *kubeletconfig.KubeletConfiguration) {
 	k.OOMScoreAdj = 0                // children (the VMs) would inherit another
 	k.SerializeImagePulls = false    // the image store has its own bounds
 	k.RegistryPullQPS = 0
+	k.KubeAPIQPS, k.KubeAPIBurst = apiQPS, apiBurst
 	k.SyncFrequency = metav1.Duration{Duration: syncFrequency}
 	k.VolumeStatsAggPeriod = metav1.Duration{Duration: volumeStatsPeriod}
 	k.FeatureGates = map[string]bool{
