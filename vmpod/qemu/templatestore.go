@@ -33,7 +33,9 @@ type templateStore struct {
 
 	wake    chan struct{}
 	started bool
-	done    chan struct{} // closed when the worker has ended
+	// recovered is closed when it is known what is left of an earlier process.
+	recovered chan struct{}
+	done      chan struct{} // closed when the worker has ended
 
 	mu       sync.Mutex
 	gen      generation
@@ -72,7 +74,7 @@ const (
 )
 
 func newTemplateStore(d *Driver) *templateStore {
-	s := &templateStore{d: d, log: d.log, wake: make(chan struct{}, 1), done: make(chan struct{}),
+	s := &templateStore{d: d, log: d.log, wake: make(chan struct{}, 1), done: make(chan struct{}), recovered: make(chan struct{}),
 		entries: map[shape]*templateEntry{}, launches: map[launchKind]uint64{}}
 	switch {
 	case !d.cfg.Templates.Enabled:
@@ -297,6 +299,7 @@ func (s *templateStore) run() {
 	if err := s.recover(); err != nil {
 		s.log.Warn("templates of an earlier process are not used", "err", err)
 	}
+	close(s.recovered)
 	for s.d.life.Err() == nil {
 		e, pause := s.nextWanted()
 		if e != nil {

@@ -1,6 +1,8 @@
 package qemu
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -111,7 +113,7 @@ func (d *Driver) claimWarm(w *scratch, spec vmpod.Spec, dir vmDir) (*Machine, er
 	w.pidfd.Close()
 	paths := d.socketPaths(spec.ID)
 	for name, old := range w.sockets {
-		if err := os.Rename(old, paths[name]); err != nil {
+		if err := os.Rename(old, paths[name]); err != nil && !errors.Is(err, fs.ErrNotExist) { // not all are there yet
 			w.q, w.pidfd = nil, nil
 			w.end()
 			return nil, err
