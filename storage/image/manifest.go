@@ -32,6 +32,12 @@ type manifest struct {
 
 func (m *manifest) id() string { return m.Config.Digest.String() }
 
+// layerTypes are those of tar layers, packed in a way that package erofs knows.
+var layerTypes = []string{
+	ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
+	images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip, images.MediaTypeDockerSchema2LayerZstd,
+}
+
 // platform is the one that pod VMs run.
 var platform = platforms.Only(ocispec.Platform{OS: "linux", Architecture: "amd64"})
 
@@ -137,7 +143,10 @@ func (p *puller) config(ctx context.Context, m *manifest) error {
 		return p.refuse("it has %d layers, and may have %d: build it with fewer", len(m.Layers), most)
 	}
 	for _, layer := range m.Layers {
-		if !images.IsLayerType(layer.MediaType) {
+		if images.IsNonDistributable(layer.MediaType) {
+			return p.refuse("a layer is of type %.100q, which registries do not give: build it on a base whose layers can be distributed", layer.MediaType)
+		}
+		if !slices.Contains(layerTypes, layer.MediaType) {
 			return p.refuse("a layer is of type %.100q, and only tar layers can be unpacked", layer.MediaType)
 		}
 	}
