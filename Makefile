@@ -29,7 +29,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubelet bin/crictl
 
@@ -95,8 +95,11 @@ lint: bin/golangci-lint ## gofmt, go vet, golangci-lint
 
 bench: build ## measure; prints a table, writes build/bench.json
 	@$(GO) run ./cmd/bench -out build/bench.json
+bench-density: build ## how many pods this host holds, up to 200; adds to build/bench.json
+	@$(GO) run ./cmd/bench -only density -add -out build/bench.json
 bench-kvm: build ## the same, where KVM is usable; writes build/bench-kvm.json, to be sent back
 	@$(GO) run ./cmd/bench -kvm -out build/bench-kvm.json
+	@$(GO) run ./cmd/bench -kvm -only density -add -out build/bench-kvm.json
 bench-compare: ## what has changed since the last committed run (docs/bench); fails if it is worse
 	@$(GO) run ./cmd/bench -compare -out build/bench.json
 bench-save: ## put the run into docs/bench, to be committed

@@ -40,27 +40,28 @@ const (
 type part struct {
 	name, what string
 	place      place
+	apart      bool // runs only if -only names it: it takes minutes
 }
 
 // parts, in the order of their running within a place.
 var parts = []part{
-	{"machines", "raw boots and launches", cluster},
-	{"clones", "launches of clones beside raw boots", cluster},
-	{"sandboxes", "RunPodSandbox without a kubelet, booted", cluster},
-	{"clonepods", "pods that are clones, through the API", cluster},
-	{"burst", "20 pods at once; memory and CPU of those while they do nothing", cluster},
-	{"density", "how many pods the host holds, up to 200", cluster},
-	{"daily", "exec into a pod; memory of the daemons", cluster},
-	{"pods", "pods that are booted, through the API: start, memory", cluster},
-	{"critest", "the benchmarks of upstream's CRI suite", here},
-	{"pull", "pulling an image into disks, beside tar -x", here},
-	{"scale", "lists and stats of 100 sandboxes, on machines that are not real", here},
-	{"lists", "lists and stats of 10 real sandboxes", namespace},
-	{"containers", "a container's life in a pod that runs", namespace},
-	{"execsync", "ExecSync beside a plain fork and exec in the guest", namespace},
-	{"logs", "what a container's log does, and costs", namespace},
-	{"memory", "memory of 20 sandboxes, cloned and booted", namespace},
-	{"imageread", "reading an image's files in the guest, beside a raw disk", namespace},
+	{name: "machines", what: "raw boots and launches", place: cluster},
+	{name: "clones", what: "launches of clones beside raw boots", place: cluster},
+	{name: "sandboxes", what: "RunPodSandbox without a kubelet, booted", place: cluster},
+	{name: "clonepods", what: "pods that are clones, through the API", place: cluster},
+	{name: "burst", what: "20 pods at once; memory and CPU of those while they do nothing", place: cluster},
+	{name: "density", what: "how many pods the host holds, up to 200", place: cluster, apart: true},
+	{name: "daily", what: "exec into a pod; memory of the daemons", place: cluster},
+	{name: "pods", what: "pods that are booted, through the API: start, memory", place: cluster},
+	{name: "critest", what: "the benchmarks of upstream's CRI suite", place: here},
+	{name: "pull", what: "pulling an image into disks, beside tar -x", place: here},
+	{name: "scale", what: "lists and stats of 100 sandboxes, on machines that are not real", place: here},
+	{name: "lists", what: "lists and stats of 10 real sandboxes", place: namespace},
+	{name: "containers", what: "a container's life in a pod that runs", place: namespace},
+	{name: "execsync", what: "ExecSync beside a plain fork and exec in the guest", place: namespace},
+	{name: "logs", what: "what a container's log does, and costs", place: namespace},
+	{name: "memory", what: "memory of 20 sandboxes, cloned and booted", place: namespace},
+	{name: "imageread", what: "reading an image's files in the guest, beside a raw disk", place: namespace},
 }
 
 // Environment of the runs inside a place.
@@ -76,7 +77,9 @@ type options struct {
 	spherelet string
 	guest     string
 	// kvm refuses to measure anything but KVM.
-	kvm           bool
+	kvm bool
+	// add keeps what -out has of other figures.
+	add           bool
 	compare, save bool
 }
 
@@ -88,6 +91,7 @@ func parseOptions() (options, error) {
 	flag.StringVar(&o.spherelet, "spherelet", "bin/spherelet", "the `program` that serves the CRI")
 	flag.StringVar(&o.guest, "guest", "build/guest", "`directory` of the guest, where there is no cluster")
 	flag.BoolVar(&o.kvm, "kvm", false, "refuse to run where KVM is not usable")
+	flag.BoolVar(&o.add, "add", false, "put the figures beside those that -out has already")
 	flag.BoolVar(&o.compare, "compare", false, "compare the run in -out with the last committed one of "+historyDir+"; fail if it is worse")
 	flag.BoolVar(&o.save, "save", false, "copy the run in -out to "+historyDir)
 	usage := flag.Usage
@@ -95,7 +99,11 @@ func parseOptions() (options, error) {
 		usage()
 		fmt.Fprintln(flag.CommandLine.Output(), "Parts:")
 		for _, p := range parts {
-			fmt.Fprintf(flag.CommandLine.Output(), "  %-10s %s\n", p.name, p.what)
+			note := ""
+			if p.apart {
+				note = " (only if named)"
+			}
+			fmt.Fprintf(flag.CommandLine.Output(), "  %-10s %s%s\n", p.name, p.what, note)
 		}
 	}
 	flag.Parse()
@@ -107,7 +115,7 @@ func parseOptions() (options, error) {
 			return o, fmt.Errorf("-only %s: there is no such part; see -help", name)
 		}
 	}
-	if o.only != "" && !o.compare && !o.save {
+	if o.only != "" && !o.add && !o.compare && !o.save {
 		given := false
 		flag.Visit(func(f *flag.Flag) { given = given || f.Name == "out" })
 		if !given {
@@ -123,7 +131,10 @@ func (o options) names() []string {
 
 // wanted says whether a part is to be run.
 func (o options) wanted(name string) bool {
-	return o.only == "" || slices.Contains(o.names(), name)
+	if o.only != "" {
+		return slices.Contains(o.names(), name)
+	}
+	return !slices.ContainsFunc(parts, func(p part) bool { return p.name == name && p.apart })
 }
 
 // has says whether any part is to be run in a place.
@@ -194,6 +205,9 @@ func run(ctx context.Context, o options) error {
 		return nil
 	}
 	r, err := newReport(ctx, o, all, began)
+	if err == nil && o.add {
+		r, err = r.addTo(o.out)
+	}
 	if err != nil {
 		return err
 	}

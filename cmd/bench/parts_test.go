@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,5 +49,39 @@ Pss:                 512 kB
 	m, err := readMemory(strings.NewReader(smaps))
 	if err != nil || m.guest != 14 || m.monitor != 3.5 {
 		t.Errorf("guest %v MiB, the rest %v: %v; want 14 and 3.5", m.guest, m.monitor, err)
+	}
+}
+
+func TestWanted(t *testing.T) {
+	for _, tc := range []struct {
+		only, part string
+		want       bool
+	}{
+		{"", "machines", true}, {"", "density", false}, {"density", "density", true}, {"density", "machines", false}, {"logs,lists", "lists", true},
+	} {
+		if got := (options{only: tc.only}).wanted(tc.part); got != tc.want {
+			t.Errorf("-only %q wants %s: %t", tc.only, tc.part, got)
+		}
+	}
+}
+
+func TestAddTo(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bench.json")
+	h := host{Accelerator: "tcg", GuestFlavour: "stock"}
+	whole := report{Format: reportFormat, Host: h, Seconds: 5, Figures: results{*figure("a", "ms", 1), *figure("b", "ms", 1)}}
+	if err := writeJSON(file, whole); err != nil {
+		t.Fatal(err)
+	}
+	part := report{Format: reportFormat, Host: h, Seconds: 2, Parts: []string{"p"}, Figures: results{*figure("b", "ms", 7), *figure("c", "ms", 1)}}
+	got, err := part.addTo(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Figures) != 3 || got.Figures.find("b").Median != 7 || got.Seconds != 7 || len(got.Parts) != 0 {
+		t.Errorf("together: %+v", got)
+	}
+	part.Host.Accelerator = "kvm"
+	if _, err := part.addTo(file); err == nil {
+		t.Error("figures of another kind of host were added")
 	}
 }

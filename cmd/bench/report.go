@@ -136,6 +136,26 @@ func newReport(ctx context.Context, o options, figures results, began time.Time)
 	}, err
 }
 
+// addTo returns the run of a file with the figures of this one in it.
+func (r report) addTo(path string) (report, error) {
+	whole, err := readReport(path)
+	if err != nil {
+		return r, err
+	}
+	if !whole.Host.sameKind(r.Host) {
+		return r, fmt.Errorf("%s is of another kind of host: %s", path, whole.Host)
+	}
+	for _, f := range r.Figures {
+		if old := whole.Figures.find(f.Name); old != nil {
+			*old = f
+			continue
+		}
+		whole.Figures = append(whole.Figures, f)
+	}
+	whole.Seconds += r.Seconds
+	return whole, nil
+}
+
 func readReport(path string) (report, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
