@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +40,7 @@ const (
 // again.
 type node struct {
 	dir, data, run, config string
+	guest                  string
 	spherelet              string
 	log                    *os.File
 
@@ -68,14 +70,7 @@ func newNode(t *testing.T, spherelet string) *node {
 	}
 	n := &node{dir: dir, data: filepath.Join(dir, "data"), run: fmt.Sprintf("/run/atoll/matrix-%d", os.Getpid()), config: filepath.Join(dir, "config.json"), spherelet: spherelet}
 	t.Cleanup(func() { n.destroy(t) })
-	text, err := json.MarshalIndent(map[string]any{
-		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "matrix", "nodeIP": nodeIP,
-		"dataDir": n.data, "runDir": n.run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16",
-		"hypervisor": map[string]any{"guest": guest, "ephemeralDefault": "64Mi"},
-	}, "", "  ")
-	if err == nil {
-		err = os.WriteFile(n.config, text, 0o600)
-	}
+	n.guest = guest
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // QEMU runs as another user
 	}
@@ -91,9 +86,36 @@ func newNode(t *testing.T, spherelet string) *node {
 	return n
 }
 
+// configure writes the configuration. VMs are cloned only where that is what
+// is looked at: boots are more of a kind.
+func (n *node) configure(arm string) error {
+	warm := 0
+	if strings.Contains(arm, "warm") {
+		warm = 1
+	}
+	text, err := json.MarshalIndent(map[string]any{
+		"apiVersion": "atoll.dev/v1alpha1", "kind": "SphereletConfiguration", "nodeName": "matrix", "nodeIP": nodeIP,
+		"dataDir": n.data, "runDir": n.run, "kubeProxy": false, "clusterCIDR": "198.19.0.0/16",
+		"hypervisor": map[string]any{"guest": n.guest, "ephemeralDefault": "64Mi"},
+		"templates":  map[string]any{"enabled": clones(arm), "warm": warm},
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.config, text, 0o600)
+}
+
+// clones says whether a point is met only by a daemon that clones.
+func clones(point string) bool {
+	return slices.ContainsFunc([]string{"qemu/template/", "qemu/warm/", "qemu/clone/"}, func(p string) bool { return strings.HasPrefix(point, p) })
+}
+
 // start runs the daemon with a failpoint armed, or none, and returns when it
 // answers. died says that it ended before that.
 func (n *node) start(arm string) (died bool, err error) {
+	if err := n.configure(arm); err != nil {
+		return false, err
+	}
 	fmt.Fprintf(n.log, "--- start %s\n", arm)
 	n.cmd = exec.Command(n.spherelet, "cri", "--config", n.config, "--pod-cidr", podCIDR, "--kubelet-root", n.kubelet())
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log

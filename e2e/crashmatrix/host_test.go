@@ -37,7 +37,8 @@ func (n *node) qemus() (map[string][]int, error) {
 		return nil, err
 	}
 	found := map[string][]int{}
-	name := regexp.MustCompile("\x00-name\x00atoll-(" + regexp.QuoteMeta(uidPrefix()) + "[^\x00]*)\x00")
+	// A template, or what waits to be a pod's, is of no pod that is known.
+	name := regexp.MustCompile("\x00-name\x00atoll-((?:" + regexp.QuoteMeta(uidPrefix()) + "|[a-z]+~" + shortHash(filepath.Join(n.data, "vms"), 8) + ")[^\x00]*)\x00")
 	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {

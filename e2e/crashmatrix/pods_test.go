@@ -33,10 +33,14 @@ func (n *node) newPod(uid string) *pod {
 func (p *pod) uid() string { return p.config.Metadata.Uid }
 func (p *pod) key() string { return vmpod.ID{PodUID: p.uid()}.String() }
 
+// podMemory is what a pod gets that says nothing, in bytes: the node has a
+// template of that size.
+const podMemory = 701 << 20
+
 func (p *pod) hint(images ...string) *vmpod.Hint {
 	return &vmpod.Hint{
 		Owner: vmpod.Owner{PodUID: p.uid(), Namespace: "matrix", Name: p.uid()},
-		CPUs:  1, Memory: 128 << 20, EphemeralBytes: 64 << 20, Images: images,
+		CPUs:  1, Memory: podMemory, EphemeralBytes: 64 << 20, Images: images,
 	}
 }
 

@@ -143,7 +143,17 @@ func (r *round) arm(v visit) error {
 	if died {
 		err = fmt.Errorf("the daemon, armed with %s, died at its start:\n%s", v.point, r.node.tail())
 	}
-	return err
+	if err != nil || !clones(string(v.point)) {
+		return err
+	}
+	// There must be what the pod can be cloned from.
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*patience)
+	defer cancel()
+	what := fmt.Sprintf(`"template is ready" cpus=1 memory=%d`, podMemory)
+	if v.point == fp.CloneClaimed {
+		what = `"clone waits for a pod"`
+	}
+	return r.awaitSaid(ctx, what)
 }
 
 // rest kills the daemon while nothing is asked of it, and compares what it

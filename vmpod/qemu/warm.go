@@ -54,6 +54,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 		return true
 	}
 	s.warm = append(s.warm, w)
+	s.log.Info("clone waits for a pod", "cpus", t.shape.cpus, "memory", t.shape.memory, "waiting", len(s.warm))
 	failpoint.Hit(failpoint.WarmWaiting)
 	return true
 }
