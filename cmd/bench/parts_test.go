@@ -47,8 +47,8 @@ Size:             132000 kB
 Pss:                 512 kB
 `
 	m, err := readMemory(strings.NewReader(smaps))
-	if err != nil || m.guest != 14 || m.monitor != 3.5 {
-		t.Errorf("guest %v MiB, the rest %v: %v; want 14 and 3.5", m.guest, m.monitor, err)
+	if err != nil || m != (vmMemory{monitor: 1.5, code: 2, guest: 14}) {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 
