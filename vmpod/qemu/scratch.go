@@ -54,26 +54,27 @@ func (d *Driver) scratchID(what string) vmpod.ID {
 func (d *Driver) startScratch(ctx context.Context, what string, c command, from *nowhere, mortal bool) (_ *scratch, err error) {
 	id := d.scratchID(what)
 	c.spec.ID, c.paused = id, c.clone
-	s := &scratch{d: d, id: id, sockets: d.socketPaths(id), stderr: filepath.Join(d.templateDir(), id.String()+".stderr")}
+	s := &scratch{d: d, id: id, sockets: d.socketPaths(id), stderr: d.templateFile(id.String(), stderrSuffix)}
 	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
 		return nil, err
 	}
-	files := &fdTable{sockets: s.sockets, nowhere: from}
-	defer files.close()
-	defer func() {
-		if err != nil {
-			s.end()
-		}
-	}()
-	args, err := c.argv(files)
-	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
-		return nil, err
-	}
+	// First there and last to go, it also tells the next driver of all the rest.
 	stderr, err := os.OpenFile(s.stderr, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer stderr.Close()
+	defer func() {
+		if err != nil {
+			s.end()
+		}
+	}()
+	files := &fdTable{sockets: s.sockets, nowhere: from}
+	defer files.close()
+	args, err := c.argv(files)
+	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
+		return nil, err
+	}
 	cfg, err := d.withUser(id)
 	if err != nil {
 		return nil, err
@@ -144,10 +145,10 @@ func (d *Driver) sweepScratch(id vmpod.ID) {
 	for _, path := range d.socketPaths(id) {
 		os.Remove(path)
 	}
-	os.Remove(filepath.Join(d.templateDir(), id.String()+".stderr"))
 	d.mu.Lock()
 	d.users.release(id)
 	d.mu.Unlock()
+	os.Remove(d.templateFile(id.String(), stderrSuffix))
 }
 
 // settle waits until the guest has nothing more to do: what it still does of
@@ -226,13 +227,15 @@ func (d *Driver) endScratches() error {
 		p.Close()
 		ids[id] = true
 	}
-	// A group or a user may be there without a process.
+	// Sockets and groups may be there without a process.
+	left, _ := filepath.Glob(filepath.Join(d.templateDir(), "*~"+d.instance()+"_*"+stderrSuffix))
 	for _, h := range d.trees {
 		dirs, _ := filepath.Glob(filepath.Join(h.root, d.cfg.Cgroup, "templates", "*~"+d.instance()+"_*"))
-		for _, dir := range dirs {
-			if id, err := vmpod.ParseID(filepath.Base(dir)); err == nil {
-				ids[id] = true
-			}
+		left = append(left, dirs...)
+	}
+	for _, path := range left {
+		if id, err := vmpod.ParseID(strings.TrimSuffix(filepath.Base(path), stderrSuffix)); err == nil {
+			ids[id] = true
 		}
 	}
 	for id := range ids {

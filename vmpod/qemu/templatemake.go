@@ -200,6 +200,7 @@ func migrate(ctx context.Context, q *qmpConn, command string, file *os.File) err
 const (
 	stateSuffix  = ".state"
 	recordSuffix = ".json"
+	stderrSuffix = ".stderr"
 )
 
 func (d *Driver) templateDir() string { return filepath.Join(d.cfg.RunDir, "templates") }
