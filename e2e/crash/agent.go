@@ -29,7 +29,10 @@ type agent struct {
 
 	pid     int
 	started time.Time
-	cmd     *exec.Cmd // nil for the first
+	// ended is closed once a child of this process is gone, and state says how;
+	// nil for the first.
+	ended chan struct{}
+	state *os.ProcessState
 }
 
 // A processRecord names a process in atoll's way: by pid, start time and boot.
@@ -90,10 +93,10 @@ func (a *agent) kill() error {
 	if err := syscall.Kill(a.pid, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("spherelet (pid %d) is gone already: %w; see %s", a.pid, err, a.log)
 	}
-	if a.cmd != nil {
-		_ = a.cmd.Wait() // "signal: killed"
-		if ws, ok := a.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
-			return fmt.Errorf("spherelet (pid %d) ended by itself: %s; see %s", a.pid, a.cmd.ProcessState, a.log)
+	if a.ended != nil {
+		<-a.ended
+		if ws, ok := a.state.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
+			return a.endedItself()
 		}
 		return nil
 	}
@@ -105,6 +108,13 @@ func (a *agent) kill() error {
 	return fmt.Errorf("spherelet (pid %d) lives on after SIGKILL", a.pid)
 }
 
+// endedItself is the error of a spherelet that nobody killed.
+func (a *agent) endedItself() error {
+	text, _ := os.ReadFile(a.log)
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return fmt.Errorf("spherelet (pid %d) ended by itself: %s; its last lines:\n%s", a.pid, a.state, strings.Join(lines[max(0, len(lines)-5):], "\n"))
+}
+
 // start starts spherelet again, in a session of its own, and records it.
 func (a *agent) start() error {
 	log, err := os.OpenFile(a.log, os.O_APPEND|os.O_WRONLY, 0)
@@ -112,14 +122,21 @@ func (a *agent) start() error {
 		return err
 	}
 	defer log.Close()
-	a.cmd = exec.Command(a.argv[0], a.argv[1:]...)
-	a.cmd.Env, a.cmd.Dir = a.env, "/"
-	a.cmd.Stdout, a.cmd.Stderr = log, log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := a.cmd.Start(); err != nil {
+	cmd := exec.Command(a.argv[0], a.argv[1:]...)
+	cmd.Env, cmd.Dir = a.env, "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
 		return err
 	}
-	a.pid, a.started = a.cmd.Process.Pid, time.Now()
+	a.pid, a.started = cmd.Process.Pid, time.Now()
+	ended := make(chan struct{})
+	a.ended = ended
+	go func() {
+		_ = cmd.Wait() // "signal: killed", most times
+		a.state = cmd.ProcessState
+		close(ended)
+	}()
 	return a.save()
 }
 

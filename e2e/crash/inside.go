@@ -202,8 +202,8 @@ func (t *trial) killAll(ctx context.Context) error {
 			r.Interrupted = true
 		} else {
 			wait = time.Duration(t.rng.Int64N(int64(calm)))
-			if err := t.target.measure(ctx, at, &r); err != nil {
-				return fmt.Errorf("after kill %d: %w; see %s", i, err, t.a.log)
+			if err := t.measure(ctx, at, &r); err != nil {
+				return fmt.Errorf("after kill %d: %w", i, err)
 			}
 			if limit := t.o.Within.Seconds(); r.Back > limit {
 				t.f.add("slow", "after kill %d all was back after %.2f s, more than %g s: lists %.2f, agents %.2f, exec %.2f, node %.2f; the load was %.1f", i, r.Back, limit, r.Listed, r.Agents, r.Exec, r.Node, r.Load)
@@ -214,6 +214,24 @@ func (t *trial) killAll(ctx context.Context) error {
 		fmt.Println(r.line())
 	}
 	return nil
+}
+
+// measure waits until all is back, or until the spherelet it waits for is gone.
+func (t *trial) measure(ctx context.Context, at time.Time, r *recovery) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-t.a.ended:
+			cancel(t.a.endedItself())
+		case <-ctx.Done():
+		}
+	}()
+	err := t.target.measure(ctx, at, r)
+	if err != nil && context.Cause(ctx) != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (r recovery) line() string {

@@ -41,7 +41,8 @@ type options struct {
 	Timeout    time.Duration
 	Bin        string
 	Out, Table string
-	// Keep is a directory for the cluster's logs; empty for none.
+	// Keep is a directory for the logs of a cluster in which something went
+	// wrong; empty for none.
 	Keep string
 }
 
@@ -57,7 +58,7 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.Bin, "bin", "bin", "`directory` of atoll and spherelet")
 	f.StringVar(&o.Out, "out", "build/crash.json", "`file` for the results")
 	f.StringVar(&o.Table, "table", "", "`file` for the results as a table")
-	f.StringVar(&o.Keep, "keep", "", "`directory` for the cluster's logs")
+	f.StringVar(&o.Keep, "keep", "build/crash-logs", "`directory` for the cluster's logs if something goes wrong")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -133,7 +134,7 @@ func run(ctx context.Context, o options) (r *result, err error) {
 	if err == nil {
 		r, err = readResult(in.Result)
 	}
-	if o.Keep != "" {
+	if o.Keep != "" && (err != nil || r.verdict() != nil) {
 		err = errors.Join(err, c.keepLogs(o.Keep))
 	}
 	if downErr := c.down(); downErr != nil {
