@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,14 +56,20 @@ up goes on with it; with --purge it is erased.`,
 }
 
 func newCheck(g *globals) *cobra.Command {
-	var isolated bool
+	var isolated, measure, write bool
 	var node, guest string
 	var out output
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check whether this host can run Atoll",
 		Long: `Runs the checks that up runs first, and changes nothing. Each failure comes with
-its cure. Exits with 3 if something failed.`,
+its cure. Exits with 3 if something failed.
+
+With --overhead it measures instead, in a minute or two, what a pod VM costs this
+host beyond what its containers use: the part that is fixed and the part that
+grows with memory, and how much of its RAM a guest keeps. A cluster need not run.
+With --write the result becomes the overhead of RuntimeClass atoll, which pods
+have from then on, and the scheduler and quotas count.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := g.layout()
@@ -72,6 +79,12 @@ its cure. Exits with 3 if something failed.`,
 			assets, err := cluster.FindAssets(guest)
 			if err != nil {
 				return err
+			}
+			if write && !measure {
+				return usageError{errors.New("--write is for --overhead")}
+			}
+			if measure {
+				return checkOverhead(cmd, l, assets.Guest, write, out)
 			}
 			s, err := cluster.ReadState(l)
 			if err != nil && !errdefs.IsNotFound(err) && !os.IsPermission(err) {
@@ -92,6 +105,8 @@ its cure. Exits with 3 if something failed.`,
 		},
 	}
 	cmd.Flags().BoolVar(&isolated, "isolated", false, "check for `atoll up --isolated`")
+	cmd.Flags().BoolVar(&measure, "overhead", false, "measure what a pod VM costs")
+	cmd.Flags().BoolVar(&write, "write", false, "with --overhead: write it into the cluster's RuntimeClass")
 	cmd.Flags().StringVar(&node, "node-name", "", "check for this node name")
 	cmd.Flags().StringVar(&guest, "guest", "", "directory of the pod VMs' kernel and initramfs (default: as built)")
 	out.add(cmd)

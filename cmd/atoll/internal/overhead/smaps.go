@@ -1,0 +1,60 @@
+package overhead
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// split is a QEMU's memory in bytes: the guest's RAM, as this process alone has
+// it and as it shares it, and the proportional share of all else.
+type split struct{ guest, shared, rest int64 }
+
+// guestAtLeast is the size (bytes) from which a mapping is the guest's RAM:
+// QEMU itself maps nothing as large but the translated code, which is
+// executable.
+const guestAtLeast = 96 * mib
+
+func readSplit(pid int) (split, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return split{}, err
+	}
+	defer f.Close()
+	return parseSmaps(f)
+}
+
+// parseSmaps reads /proc/PID/smaps (proc(5)).
+func parseSmaps(r io.Reader) (s split, err error) {
+	guest := false
+	executable := false
+	for sc := bufio.NewScanner(r); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		if len(f) >= 2 && len(f[1]) == 4 && strings.Contains(f[0], "-") { // a mapping begins
+			guest, executable = false, f[1][2] == 'x'
+			continue
+		}
+		if len(f) != 3 || f[2] != "kB" {
+			continue
+		}
+		n, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			return s, fmt.Errorf("smaps: %q: %w", sc.Text(), err)
+		}
+		n <<= 10
+		switch {
+		case f[0] == "Size:":
+			guest = n >= guestAtLeast && !executable
+		case f[0] == "Pss:" && !guest:
+			s.rest += n
+		case guest && (f[0] == "Private_Dirty:" || f[0] == "Private_Clean:"):
+			s.guest += n
+		case guest && (f[0] == "Shared_Dirty:" || f[0] == "Shared_Clean:"):
+			s.shared += n
+		}
+	}
+	return s, nil
+}
