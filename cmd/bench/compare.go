@@ -103,7 +103,7 @@ func judge(old, now results, o, n *result) change {
 	switch up := c.by > 0; {
 	case o.Reach != "" && o.Reach == n.Reach && o.OK && !n.OK:
 		c.verdict = brokenBy
-	case sure && up == higherIsBetter(n.Unit):
+	case sure && up == n.higherIsBetter():
 		c.verdict = better
 	case sure:
 		c.verdict = worse
@@ -134,7 +134,9 @@ func loadTells(unit string) bool {
 	return unit == "ms" || strings.Contains(unit, "/") || strings.HasPrefix(unit, "%")
 }
 
-func higherIsBetter(unit string) bool { return strings.HasSuffix(unit, "/s") || unit == "pods" }
+func (r *result) higherIsBetter() bool {
+	return strings.HasSuffix(r.Unit, "/s") || strings.HasPrefix(r.Reach, ">=")
+}
 
 func scaled(samples []float64, by float64) []float64 {
 	out := make([]float64, len(samples))

@@ -29,6 +29,10 @@ func TestCompare(t *testing.T) {
 		r.Reach, r.OK = "<= 1 x", ok
 		return r
 	}
+	atLeast := func(r *result) *result {
+		r.least(100)
+		return r
+	}
 	one := func(r *result) *result {
 		r.Samples = r.Samples[:1]
 		return r
@@ -48,7 +52,8 @@ func TestCompare(t *testing.T) {
 		{"memory", figure("f", "MiB", 30), figure("f", "MiB", 40), 3, worse},
 		{"throughput falls", figure("f", "MB/s", 100), figure("f", "MB/s", 60), 1, worse},
 		{"throughput falls within noise", figure("f", "MB/s", 100), figure("f", "MB/s", 80), 1, same},
-		{"fewer pods", figure("f", "pods", 200), figure("f", "pods", 150), 1, worse},
+		{"fewer pods", atLeast(figure("f", "pods", 200)), atLeast(figure("f", "pods", 150)), 1, worse},
+		{"more pods", atLeast(figure("f", "pods", 150)), atLeast(figure("f", "pods", 200)), 1, better},
 		{"a promise broken within noise", promise(figure("f", "ms", 100), true), promise(figure("f", "ms", 105), false), 1, brokenBy},
 		{"a promise kept again", promise(figure("f", "ms", 105), false), promise(figure("f", "ms", 100), true), 1, mended},
 		{"one sample, within noise", one(figure("f", "x", 10)), one(figure("f", "x", 12)), 1, same},
