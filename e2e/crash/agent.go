@@ -90,6 +90,11 @@ func procFile(pid int, name string) string {
 
 // kill sends SIGKILL and returns when the process is gone.
 func (a *agent) kill() error {
+	select {
+	case <-a.ended:
+		return a.endedItself()
+	default:
+	}
 	if err := syscall.Kill(a.pid, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("spherelet (pid %d) is gone already: %w; see %s", a.pid, err, a.log)
 	}
