@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
@@ -28,6 +31,20 @@ func templates(c *v1alpha1.SphereletConfiguration) (qemu.Templates, error) {
 		Enabled: t.Enabled == nil || *t.Enabled, PerTenant: t.PerTenant, Memory: budget.Value(), Warm: int(t.Warm), Furnished: true,
 		Sizes: []qemu.Size{{CPUs: usual.CPUs, Memory: usual.Memory}, {CPUs: small.CPUs, Memory: small.Memory}},
 	}, nil
+}
+
+// templateInfo is what "crictl info" says of templates.
+func templateInfo(d *qemu.Driver) string {
+	all, off := d.TemplateStatus()
+	if off != "" {
+		return "none: " + off
+	}
+	var text []string
+	for _, t := range all {
+		text = append(text, strings.TrimSpace(fmt.Sprintf("%d CPU %d MiB %s %s", t.CPUs, t.Memory>>20, t.State, t.Error)))
+	}
+	slices.Sort(text)
+	return strings.Join(text, "; ")
 }
 
 // A launchCollector shows the driver's counts among the kubelet's metrics.

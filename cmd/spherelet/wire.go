@@ -244,6 +244,7 @@ func (h *host) info() map[string]string {
 	return map[string]string{
 		"accelerator": h.facts.Accelerator, "kvm": h.facts.KVM, "kvmReason": h.facts.KVMReason,
 		"guestKernel": h.facts.GuestKernel, "guestRelease": h.facts.GuestRelease, "dataDir": h.cfg.DataDir,
+		"templates": templateInfo(h.driver),
 	}
 }
 

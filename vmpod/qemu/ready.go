@@ -9,7 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Ready implements vmpod.Checker: what a launch needs is still there.
+// Ready implements vmpod.Checker: what a launch needs is still there. It is also
+// when a change of the guest is seen, if nobody launches anything.
 func (d *Driver) Ready(context.Context) error {
 	if _, err := exec.LookPath(d.cfg.Binary); err != nil {
 		return fmt.Errorf("QEMU cannot be run (%v): install it or set its path: %w", err, errdefs.ErrFailedPrecondition)
@@ -19,6 +20,7 @@ func (d *Driver) Ready(context.Context) error {
 			return fmt.Errorf("the guest's %s is not at %s: lay the guest image out again (make guest): %w", file.what, file.path, errdefs.ErrFailedPrecondition)
 		}
 	}
+	d.templates.look()
 	if d.accel != AcceleratorKVM {
 		return nil
 	}

@@ -189,6 +189,18 @@ func (s *templateStore) renew() error {
 	return errChanged
 }
 
+// look has templates made anew if what they are made of has changed.
+func (s *templateStore) look() {
+	if s == nil || !s.started {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.renew(); err != nil && !errors.Is(err, errChanged) {
+		s.log.Warn("templates cannot be compared with the guest", "err", err)
+	}
+}
+
 var errChanged = errors.New("the guest or QEMU has changed")
 
 // kick has the worker look again.
