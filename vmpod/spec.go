@@ -92,7 +92,9 @@ type Disk struct {
 // before Launch and is owned by netplugin.
 type NIC struct {
 	// ID is unique within the VM: 1 to 20 characters of [a-z0-9-].
-	ID  string           `json:"id"`
+	ID string `json:"id"`
+	// MAC is unicast. A guest that is a clone may not know it before its agent
+	// is told (agentapi.PlaceholderMAC).
 	MAC net.HardwareAddr `json:"mac"`
 	// Tap is the name of the host's tap interface in the network namespace
 	// of the driver's process.

@@ -34,9 +34,8 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (*Machine, error) 
 			d.templates.failed(t, err)
 		}
 	}
-	m, err := d.launchCold(ctx, spec)
+	m, err := d.launchCold(ctx, spec, reason)
 	if err == nil {
-		m.origin.Reason = reason
 		d.templates.count(kindCold, reason)
 	}
 	return m, err
@@ -55,8 +54,9 @@ func (d *Driver) undoLaunch(m *Machine, spec vmpod.Spec, dir vmDir, log *slog.Lo
 	}
 }
 
-// launchCold boots a VM that is not there, or leaves nothing.
-func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec) (_ *Machine, err error) {
+// launchCold boots a VM that is not there, or leaves nothing. The reason is why
+// it is not a clone.
+func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec, reason string) (_ *Machine, err error) {
 	log := d.log.With("pod_uid", spec.ID.PodUID, "attempt", spec.ID.Attempt)
 	dir, err := createVMDir(d.cfg.StateDir, spec)
 	if err != nil {
@@ -73,6 +73,7 @@ func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec) (_ *Machine, e
 	if err != nil {
 		return nil, err
 	}
+	m.origin.Reason = reason
 	ctx, cancel := context.WithTimeout(ctx, launchPatience)
 	defer cancel()
 	q, err := m.monitor(ctx)
