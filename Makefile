@@ -111,7 +111,7 @@ fuzz: ## native Go fuzzing of RPCs, images, guests and monitors (FUZZTIME=60s a 
 		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]*)\(.*/\1/p' "$$file"); do \
 			[[ $$target =~ $(or $(FUZZ),.) ]] || continue; \
 			echo "=== $$target ($$(dirname "$$file"))"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 1 "./$$(dirname "$$file")" </dev/null; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "./$$(dirname "$$file")" </dev/null; \
 		done; done
 
 critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -156,7 +157,11 @@ func readBack(t *testing.T, image string) []treesum.Entry {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	fsys, err := goerofs.Open(f)
+	return readTree(t, f)
+}
+
+func readTree(t *testing.T, r io.ReaderAt) []treesum.Entry {
+	fsys, err := goerofs.Open(r)
 	if err != nil {
 		t.Fatal(err)
 	}

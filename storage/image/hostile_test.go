@@ -4,13 +4,16 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,8 +30,9 @@ import (
 
 // A forger is a registry that serves whatever documents a test makes up.
 type forger struct {
-	t      *testing.T
+	t      testing.TB
 	host   string
+	mu     sync.RWMutex // of docs and tags
 	docs   map[digest.Digest]doc
 	tags   map[string]digest.Digest
 	asked  atomic.Int32 // requests for what no digest here names
@@ -40,7 +44,7 @@ type doc struct {
 	body      []byte
 }
 
-func newForger(t *testing.T) *forger {
+func newForger(t testing.TB) *forger {
 	f := &forger{t: t, docs: map[digest.Digest]doc{}, tags: map[string]digest.Digest{}, bodies: map[digest.Digest]http.HandlerFunc{}}
 	srv := httptest.NewServer(f)
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
@@ -54,10 +58,12 @@ func (f *forger) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	last := req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]
 	d := digest.Digest(last)
+	f.mu.RLock()
 	if tag, ok := f.tags[last]; ok {
 		d = tag
 	}
 	got, ok := f.docs[d]
+	f.mu.RUnlock()
 	if !ok {
 		f.asked.Add(1)
 		w.WriteHeader(http.StatusNotFound)
@@ -78,6 +84,8 @@ func (f *forger) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // put keeps a document and describes it.
 func (f *forger) put(mediaType string, body []byte) ocispec.Descriptor {
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.docs[d.Digest] = doc{mediaType, body}
 	return d
 }
@@ -332,6 +340,8 @@ func TestForeignLayersAreNotFollowed(t *testing.T) {
 }
 
 // FuzzDocuments has a registry serve any bytes as manifest, index and config.
+// One store and one registry serve all inputs, in memory as far as that goes:
+// otherwise setting them up sets the pace.
 func FuzzDocuments(f *testing.F) {
 	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"$config","size":$size},"layers":[]}`
 	config := `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}`
@@ -340,13 +350,30 @@ func FuzzDocuments(f *testing.F) {
 	f.Add(uint8(0), []byte(`{"layers":[{"digest":"sha256:","size":-9223372036854775808}]}`), []byte(config))
 	f.Add(uint8(1), []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"$config","size":$size,"platform":{"os":"linux","architecture":"amd64"}}]}`), []byte(manifest))
 	f.Add(uint8(2), []byte(`[]`), []byte(`null`))
+	f.Add(uint8(0), []byte(strings.Replace(manifest, "[]", `[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"$config","size":$size}]`, 1)), []byte(config))
 	types := []string{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, "application/vnd.docker.distribution.manifest.v2+json", "application/vnd.docker.distribution.manifest.list.v2+json", "text/html", ""}
+	fg := newForger(f)
+	root, err := os.MkdirTemp("/dev/shm", "atoll-fuzz-")
+	if err != nil {
+		root = f.TempDir()
+	}
+	f.Cleanup(func() { os.RemoveAll(root) })
+	s, err := Open(f.Context(), Config{Root: root, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	s.bolt.NoSync = true
+	f.Cleanup(func() { s.Close() })
 	f.Fuzz(func(t *testing.T, typ uint8, top, inner []byte) {
-		fg := newForger(t)
+		fg.mu.Lock()
+		clear(fg.docs)
+		fg.mu.Unlock()
 		in := fg.put(ocispec.MediaTypeImageConfig, inner)
 		body := strings.NewReplacer("$config", in.Digest.String(), "$size", fmt.Sprint(in.Size)).Replace(string(top))
-		fg.tags["x"] = fg.put(types[int(typ)%len(types)], []byte(body)).Digest
-		s := newStore(t, Config{})
+		x := fg.put(types[int(typ)%len(types)], []byte(body)).Digest
+		fg.mu.Lock()
+		fg.tags["x"] = x
+		fg.mu.Unlock()
 		img, err := s.Pull(t.Context(), fg.host+"/fuzz:x", nil, nil)
 		if err != nil {
 			if !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err) && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) {
@@ -358,5 +385,9 @@ func FuzzDocuments(f *testing.F) {
 		if _, err := s.Disk(t.Context(), img.ID, "pod"); err != nil {
 			t.Errorf("an image that was pulled has no disk: %v", err)
 		}
+		if err := errors.Join(s.Remove(t.Context(), img.ID), s.Release(t.Context(), "pod")); err != nil {
+			t.Error(err)
+		}
+		nothingLeft(t, s)
 	})
 }
