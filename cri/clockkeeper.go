@@ -31,7 +31,7 @@ type clockKeeper struct {
 }
 
 // hello is the agent's, with the clock in both directions.
-func (c *clockKeeper) hello(guest agentapi.AgentService, ctx context.Context, r *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
+func (c *clockKeeper) hello(ctx context.Context, guest agentapi.AgentService, r *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
 	c.mu.Lock()
 	told := c.off
 	c.mu.Unlock()
@@ -84,7 +84,9 @@ func (c *clockKeeper) due(every time.Duration) bool {
 
 // hello asks the guest who it is.
 func (l *link) hello(ctx context.Context, version string) (*agentapi.HelloResponse, error) {
-	return call(ctx, l, l.clock.hello, &agentapi.HelloRequest{HostVersion: version})
+	return call(ctx, l, func(guest agentapi.AgentService, ctx context.Context, r *agentapi.HelloRequest) (*agentapi.HelloResponse, error) {
+		return l.clock.hello(ctx, guest, r)
+	}, &agentapi.HelloRequest{HostVersion: version})
 }
 
 // setClock checks the clock of a guest that was told the time a while ago, as

@@ -164,7 +164,7 @@ func (p *pod) askAgent(answered chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		_, err = p.link.clock.hello(c, p.ctx, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
+		_, err = p.link.clock.hello(p.ctx, c, &agentapi.HelloRequest{HostVersion: p.s.config.Version})
 		if err == nil && p.link.clock.wrong() && round < clockRounds {
 			continue
 		}
