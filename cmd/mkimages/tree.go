@@ -11,14 +11,21 @@ import (
 )
 
 // treeLayers are four layers, packed in three ways, with what is awkward in
-// file systems and in their merging.
+// file systems and in their merging, and more than Docker builds (127), each
+// with a file of its own and a change of the last one's.
 func (in *inputs) treeLayers() []packed {
-	return []packed{
+	layers := []packed{
 		{in.treeBase(), types.OCILayer},
 		{treeChanges(), types.OCILayerZStd},
 		{treeOpaque(), types.OCIUncompressedLayer},
 		{treeLast(), types.OCILayer},
 	}
+	for i := range 126 {
+		l := newLayer().dir("t", 0o755).dir("t/layers", 0o755)
+		l.file(fmt.Sprintf("t/layers/%d", i), 0o644, bytes.Repeat([]byte(fmt.Sprint(i, " ")), 1000*(i%5)+1))
+		layers = append(layers, packed{l.file("t/layers/last", 0o644, []byte(fmt.Sprint(i))), types.OCILayer})
+	}
+	return layers
 }
 
 func (in *inputs) treeBase() *layerTar {
