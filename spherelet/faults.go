@@ -61,17 +61,29 @@ func (t *faultTeller) setCondition(ctx context.Context, f vmpod.Fault, status v1
 	if status == v1.ConditionTrue {
 		condition.Reason, condition.Message = "Recovered", "the pod's VM is well again"
 	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": f.PodUID}, // not another pod of the same name
-		"status":   map[string]any{"conditions": []v1.PodCondition{condition}},
-	})
+	err := patchPod(ctx, t.client, f.Namespace, f.Name, f.PodUID, nil, []v1.PodCondition{condition})
 	if err != nil {
-		t.log.Error("condition of a pod could not be made", "pod_uid", f.PodUID, "err", err)
-		return
+		t.log.Warn("condition of a pod could not be set", "pod_uid", f.PodUID, "reason", f.Reason, "err", err)
+	}
+}
+
+// patchPod adds annotations and conditions to a Pod. Nodes may not change Pods,
+// only their status; annotations go with that.
+func patchPod(ctx context.Context, client clientset.Interface, namespace, name, uid string, annotations map[string]string, conditions []v1.PodCondition) error {
+	metadata := map[string]any{"uid": uid} // not another pod of the same name
+	if annotations != nil {
+		metadata["annotations"] = annotations
+	}
+	content := map[string]any{"metadata": metadata}
+	if conditions != nil {
+		content["status"] = map[string]any{"conditions": conditions}
+	}
+	patch, err := json.Marshal(content)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
 	defer cancel()
-	if _, err := t.client.CoreV1().Pods(f.Namespace).Patch(ctx, f.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
-		t.log.Warn("condition of a pod could not be set", "pod_uid", f.PodUID, "reason", f.Reason, "err", err)
-	}
+	_, err = client.CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	return err
 }

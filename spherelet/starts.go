@@ -9,7 +9,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	clientset "k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
@@ -79,22 +78,10 @@ func podStart(s vmpod.Start, accelerator string) v1alpha1.PodStart {
 
 func (t *startTeller) annotate(ctx context.Context, s vmpod.Start) {
 	value, err := json.Marshal(podStart(s, t.accelerator))
-	if err != nil {
-		t.log.Error("annotation of a pod could not be made", "pod_uid", s.PodUID, "err", err)
-		return
+	if err == nil {
+		err = patchPod(ctx, t.client, s.Namespace, s.Name, s.PodUID, map[string]string{v1alpha1.StartAnnotation: string(value)}, nil)
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid":         s.PodUID, // not another pod of the same name
-		"annotations": map[string]string{v1alpha1.StartAnnotation: string(value)},
-	}})
 	if err != nil {
-		t.log.Error("annotation of a pod could not be made", "pod_uid", s.PodUID, "err", err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
-	defer cancel()
-	// Nodes may not change Pods, only their status; annotations go with that.
-	if _, err := t.client.CoreV1().Pods(s.Namespace).Patch(ctx, s.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 		t.log.Warn("a pod's start could not be written to it", "pod_uid", s.PodUID, "err", err)
 	}
 }
