@@ -246,9 +246,9 @@ func measureHere(ctx context.Context, o options, all *results) error {
 	return nil
 }
 
-// again returns this program, to be run once more in a place, and how to read
-// its figures.
-func again(ctx context.Context, at place, argv ...string) (cmd *exec.Cmd, collect func(*results) error, err error) {
+// again returns this program, to be run once more in a place, and how to run it
+// and read its figures.
+func again(ctx context.Context, at place, argv ...string) (cmd *exec.Cmd, run func(*results) error, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -266,6 +266,9 @@ func again(ctx context.Context, at place, argv ...string) (cmd *exec.Cmd, collec
 	cmd.WaitDelay = 90 * time.Second
 	return cmd, func(all *results) error {
 		defer os.RemoveAll(dir)
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("the run in the %s: %w", at, err)
+		}
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return fmt.Errorf("the run in the %s left no figures: %w", at, err)
@@ -279,15 +282,12 @@ func again(ctx context.Context, at place, argv ...string) (cmd *exec.Cmd, collec
 
 // inNamespace runs this program once more in a network namespace of its own.
 func inNamespace(ctx context.Context, _ options, all *results) error {
-	cmd, collect, err := again(ctx, namespace)
+	cmd, run, err := again(ctx, namespace)
 	if err != nil {
 		return err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the run in the %s: %w", namespace, err)
-	}
-	return collect(all)
+	return run(all)
 }
 
 // inCluster runs this program once more inside a cluster made for it.
@@ -310,15 +310,12 @@ func inCluster(ctx context.Context, _ options, all *results) (err error) {
 	if b, err := exec.CommandContext(ctx, atoll, "--data-dir", data, "up", "--isolated").CombinedOutput(); err != nil {
 		return fmt.Errorf("atoll up: %w\n%s", err, b)
 	}
-	cmd, collect, err := again(ctx, cluster, atoll, "--data-dir", data, "enter", "--")
+	cmd, run, err := again(ctx, cluster, atoll, "--data-dir", data, "enter", "--")
 	if err != nil {
 		return err
 	}
 	cmd.Env = append(cmd.Env, dataEnv+"="+data)
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the run in the %s: %w", cluster, err)
-	}
-	return collect(all)
+	return run(all)
 }
 
 // measureCluster takes the figures of the parts inside a cluster.
