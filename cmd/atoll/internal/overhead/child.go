@@ -127,7 +127,10 @@ func measure(ctx context.Context, guestDir, cgroup string, say func(string, ...a
 	r := &Report{Accelerator: string(accelerator), Guest: guest.KernelRelease}
 	var vms []*vm
 	for i, workload := range workloads {
-		spec := h.spec(workload)
+		spec, iface, err := h.spec(ctx, workload)
+		if err != nil {
+			return nil, err
+		}
 		say("%d of %d: template of %d MiB", i+1, len(workloads), spec.Memory/mib)
 		wait, cancel := context.WithTimeout(ctx, templateTimeout)
 		noTemplate := h.driver.AwaitTemplate(wait, spec)
@@ -136,7 +139,7 @@ func measure(ctx context.Context, guestDir, cgroup string, say func(string, ...a
 			return nil, ctx.Err()
 		}
 		say("%d of %d: VM of %d MiB", i+1, len(workloads), spec.Memory/mib)
-		v, err := h.start(ctx, spec, workload)
+		v, err := h.start(ctx, spec, iface, workload)
 		if err != nil {
 			return nil, fmt.Errorf("VM of %d MiB: %w", spec.Memory/mib, err)
 		}
@@ -190,10 +193,24 @@ func (h *host) open(ctx context.Context, guest guestimage.Guest, cgroup string) 
 	return err
 }
 
-func (h *host) spec(workload int64) vmpod.Spec {
+// spec makes the disk and the tap of a VM, and says what its guest is told of
+// its interface.
+func (h *host) spec(ctx context.Context, workload int64) (spec vmpod.Spec, iface *agentapi.Interface, err error) {
 	uid := uuid.NewString()
 	memory := (workload + resources.GuestShare(workload) + mib - 1) / mib * mib
-	return vmpod.Spec{ID: vmpod.ID{PodUID: uid}, Owner: vmpod.Owner{PodUID: uid, Namespace: "atoll", Name: "overhead"}, CPUs: 1, Memory: memory}
+	spec = vmpod.Spec{ID: vmpod.ID{PodUID: uid}, Owner: vmpod.Owner{PodUID: uid, Namespace: "atoll", Name: "overhead"}, CPUs: 1, Memory: memory}
+	key := spec.ID.String()
+	a, err := h.network.Attach(ctx, netplugin.Request{Key: key, Namespace: spec.Owner.Namespace, Name: spec.Owner.Name})
+	if err != nil {
+		return spec, nil, err
+	}
+	disk, err := h.disks.Create(ctx, key, resources.DefaultEphemeral)
+	if err != nil {
+		return spec, nil, err
+	}
+	spec.Disks = []vmpod.Disk{{ID: "ephemeral", Path: disk}}
+	spec.NICs = []vmpod.NIC{{ID: "net0", MAC: a.MAC, Tap: a.Tap, MTU: a.MTU}}
+	return spec, &agentapi.Interface{Mac: a.MAC.String(), Name: "eth0", Mtu: int32(a.MTU), Addresses: []string{podIP}}, nil
 }
 
 // A vm is one that runs.
@@ -206,20 +223,9 @@ type vm struct {
 }
 
 // start does what the runtime does for a pod's sandbox.
-func (h *host) start(ctx context.Context, spec vmpod.Spec, workload int64) (*vm, error) {
+func (h *host) start(ctx context.Context, spec vmpod.Spec, iface *agentapi.Interface, workload int64) (*vm, error) {
 	ctx, cancel := context.WithTimeout(ctx, vmTimeout)
 	defer cancel()
-	key := spec.ID.String()
-	a, err := h.network.Attach(ctx, netplugin.Request{Key: key, Namespace: spec.Owner.Namespace, Name: spec.Owner.Name})
-	if err != nil {
-		return nil, err
-	}
-	disk, err := h.disks.Create(ctx, key, resources.DefaultEphemeral)
-	if err != nil {
-		return nil, err
-	}
-	spec.Disks = []vmpod.Disk{{ID: "ephemeral", Path: disk}}
-	spec.NICs = []vmpod.NIC{{ID: "net0", MAC: a.MAC, Tap: a.Tap, MTU: a.MTU}}
 	m, err := h.driver.Launch(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -241,7 +247,7 @@ func (h *host) start(ctx context.Context, spec vmpod.Spec, workload int64) (*vm,
 	if _, err := c.SetupSandbox(ctx, &agentapi.SetupSandboxRequest{
 		ClockNs: time.Now().UnixNano(), Entropy: random[:64], Hostname: "overhead", MachineId: hex.EncodeToString(random[64:]),
 		VmUuid: spec.ID.UUID().String(), PodUid: spec.ID.PodUID, EphemeralDisk: "ephemeral",
-		Interfaces: []*agentapi.Interface{{Mac: a.MAC.String(), Name: "eth0", Mtu: int32(a.MTU), Addresses: []string{podIP}}},
+		Interfaces: []*agentapi.Interface{iface},
 	}); err != nil {
 		return nil, err
 	}
@@ -283,7 +289,7 @@ func (v *vm) look(ctx context.Context, since time.Duration) error {
 		v.sample.CPU = float64(u.CPU-v.cpu) / float64(since) * 1000
 	}
 	v.cpu = u.CPU
-	m, err := readSplit(v.pid)
+	m, err := readSplit(v.pid, v.sample.Cloned)
 	if err != nil {
 		return err
 	}

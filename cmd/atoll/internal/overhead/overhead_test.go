@@ -31,14 +31,15 @@ func TestFit(t *testing.T) {
 }
 
 func TestParseSmaps(t *testing.T) {
-	f, err := os.Open(filepath.Join("testdata", "smaps"))
+	text, err := os.ReadFile(filepath.Join("testdata", "smaps"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	got, err := parseSmaps(f)
-	if want := (split{guest: (30000 + 48) << 10, shared: 70000 << 10, rest: (4000 + 21 + 9000) << 10}); err != nil || got != want {
-		t.Errorf("%+v, %v; want %+v", got, err, want)
+	for cloned, own := range map[bool]int64{true: 30000, false: 30000 + 48} {
+		got, err := parseSmaps(bytes.NewReader(text), cloned)
+		if want := (split{guest: own << 10, shared: (100048 - own) << 10, rest: (4000 + 21 + 9000) << 10}); err != nil || got != want {
+			t.Errorf("cloned %v: %+v, %v; want %+v", cloned, got, err, want)
+		}
 	}
 }
 

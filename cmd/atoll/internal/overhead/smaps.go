@@ -18,17 +18,19 @@ type split struct{ guest, shared, rest int64 }
 // executable.
 const guestAtLeast = 96 * mib
 
-func readSplit(pid int) (split, error) {
+func readSplit(pid int, cloned bool) (split, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return split{}, err
 	}
 	defer f.Close()
-	return parseSmaps(f)
+	return parseSmaps(f, cloned)
 }
 
-// parseSmaps reads /proc/PID/smaps (proc(5)).
-func parseSmaps(r io.Reader) (s split, err error) {
+// parseSmaps reads /proc/PID/smaps (proc(5)). Of a clone's RAM its own is what
+// it has written to, copied by the kernel: the rest is the template's, though
+// this process may be the only one to have it mapped.
+func parseSmaps(r io.Reader, cloned bool) (s split, err error) {
 	guest := false
 	executable := false
 	for sc := bufio.NewScanner(r); sc.Scan(); {
@@ -50,9 +52,10 @@ func parseSmaps(r io.Reader) (s split, err error) {
 			guest = n >= guestAtLeast && !executable
 		case f[0] == "Pss:" && !guest:
 			s.rest += n
-		case guest && (f[0] == "Private_Dirty:" || f[0] == "Private_Clean:"):
+		case guest && cloned && f[0] == "Anonymous:", guest && !cloned && (f[0] == "Private_Dirty:" || f[0] == "Private_Clean:"):
 			s.guest += n
-		case guest && (f[0] == "Shared_Dirty:" || f[0] == "Shared_Clean:"):
+			s.shared -= n
+		case guest && f[0] == "Rss:":
 			s.shared += n
 		}
 	}
