@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/cri"
@@ -45,6 +47,9 @@ func criCommand(file *string) *cobra.Command {
 				return err
 			}
 			tuneMemory()
+			if err := raiseOpenFiles(); err != nil {
+				return err
+			}
 			ctx, stop := signals()
 			defer stop()
 			return serveCRI(ctx, cfg, cidrs, kubeletRoot)
@@ -53,6 +58,18 @@ func criCommand(file *string) *cobra.Command {
 	cmd.Flags().StringVar(&podCIDR, "pod-cidr", "", "the `range` of this host's pods, such as 198.19.0.0/24")
 	cmd.Flags().StringVar(&kubeletRoot, "kubelet-root", defaultKubeletRoot, "the root `directory` of the kubelet that uses the socket")
 	return cmd
+}
+
+// raiseOpenFiles lets this process, and each QEMU that it starts, open as many
+// files as it may. The image of a pod's container is some two files a layer,
+// and the usual limit 1024; with the kubelet, upstream's code does this.
+func raiseOpenFiles() error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	l.Cur = l.Max
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NOFILE, &l))
 }
 
 func parseCIDRs(s string) ([]netip.Prefix, error) {
