@@ -343,7 +343,8 @@ func (t *trial) surplus(ctx context.Context) ([]string, error) {
 		want          []string
 	}{
 		{"directory of pod VM", "vms/*_*", keys}, {"half-made directory of pod VM", "vms/.[ng]*-*", nil},
-		{"disk", "disks/*", disks}, {"kubelet directory of pod", "kubelet/pods/*", uids},
+		{"disk", "disks/[^.]*", disks}, {"half-made disk", "disks/.making-*", nil},
+		{"half-made master of disks", "disks/.masters/*/.making-*", nil}, {"kubelet directory of pod", "kubelet/pods/*", uids},
 	} {
 		paths, err := filepath.Glob(filepath.Join(t.nodeDir, d.pattern))
 		if err != nil {
