@@ -131,7 +131,7 @@ func (d *digester) file(path string) string {
 		return ""
 	}
 	defer f.Close()
-	sum, err := digestOf(f)
+	sum, err := contentDigest(f)
 	d.err = errors.Join(d.err, err)
 	return sum
 }
@@ -142,8 +142,18 @@ func (d *digester) listener(name string) (string, error) { return name, nil }
 func (d *digester) tap(vmpod.NIC) (string, error)        { return "", nil }
 func (d *digester) extra() []string                      { return nil }
 
-// digestOf is the SHA-256 of a file's pages that are not all zeros, and of
-// where they are: reading a hole of a guest's RAM makes a page of it.
+// contentDigest is the SHA-256 of a file.
+func contentDigest(f *os.File) (string, error) {
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// digestOf is the SHA-256 of a memfd's pages that are not all zeros, and of
+// where they are: reading a hole of a guest's RAM makes a page of it. Not for
+// files on a disk, whose data SEEK_DATA may miss while they are written back.
 func digestOf(f *os.File) (string, error) {
 	st, err := f.Stat()
 	if err != nil {

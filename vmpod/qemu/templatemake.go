@@ -230,7 +230,7 @@ func (d *Driver) recordTemplate(t *template) error {
 	}
 	defer state.Close()
 	r := templateRecord{CPUs: t.shape.cpus, Memory: t.shape.memory, Tenant: t.shape.tenant, Furnished: t.shape.furnished, Digest: t.digest, Bytes: t.bytes, Made: t.made}
-	if r.State, err = digestOf(state); err != nil {
+	if r.State, err = contentDigest(state); err != nil {
 		return err
 	}
 	return vmDir(d.templateDir()).write(t.name+recordSuffix, r)

@@ -1,13 +1,17 @@
 package qemu
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // clonesByTemplate are the processes of clones that run, by the names of their
@@ -46,7 +50,8 @@ func (s *templateStore) recover() error {
 		if !isRecord {
 			continue
 		}
-		if t := s.recoverOne(name, clones[name]); t != nil {
+		t, err := s.recoverOne(name, clones[name])
+		if err == nil {
 			s.mu.Lock()
 			entry := s.entry(t.shape)
 			entry.t, entry.lastUsed = t, time.Now()
@@ -55,6 +60,7 @@ func (s *templateStore) recover() error {
 			s.log.Info("template is there again", "template", name, "cpus", t.shape.cpus, "memory", t.shape.memory)
 			continue
 		}
+		s.log.Info("template of an earlier process is not used", "template", name, "reason", err)
 		os.Remove(s.d.templateFile(name, recordSuffix))
 	}
 	for _, e := range entries { // states without a record
@@ -67,31 +73,31 @@ func (s *templateStore) recover() error {
 	return nil
 }
 
-// recoverOne returns nil if the template cannot be had again.
-func (s *templateStore) recoverOne(name string, clones []process) *template {
+// recoverOne says why a template cannot be had again.
+func (s *templateStore) recoverOne(name string, clones []process) (*template, error) {
 	var r templateRecord
-	if ok, err := vmDir(s.d.templateDir()).read(name+recordSuffix, &r); !ok || err != nil || len(clones) == 0 {
-		return nil
+	if ok, err := vmDir(s.d.templateDir()).read(name+recordSuffix, &r); !ok || err != nil {
+		return nil, fmt.Errorf("no record that can be read: %w", cmp.Or(err, fs.ErrNotExist))
 	}
 	t := &template{shape: shape{cpus: r.CPUs, memory: r.Memory, tenant: r.Tenant, furnished: r.Furnished}, name: name, digest: r.Digest, bytes: r.Bytes, made: r.Made,
 		state: s.d.templateFile(name, stateSuffix)}
 	if key, err := s.d.templateKey(t.shape); err != nil || key != name {
-		return nil // of another guest, QEMU or boot
+		return nil, fmt.Errorf("of another guest, QEMU or boot: %w", cmp.Or[error](err, errChanged))
 	}
 	state, err := t.openState()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer state.Close()
-	if sum, err := digestOf(state); err != nil || sum != r.State {
-		return nil
+	if sum, err := contentDigest(state); err != nil || sum != r.State {
+		return nil, fmt.Errorf("the devices' state is not what was saved: %w", cmp.Or[error](err, errdefs.ErrDataLoss))
 	}
 	for _, p := range clones {
 		if t.ram = ramOf(p, r.Memory, r.Digest); t.ram != nil {
-			return t
+			return t, nil
 		}
 	}
-	return nil
+	return nil, fmt.Errorf("none of its %d clones has its RAM: %w", len(clones), errdefs.ErrNotFound)
 }
 
 // ramOf takes a template's RAM from a clone's descriptors.
