@@ -118,10 +118,11 @@ func (r *runtimeService) UpdatePodSandboxResources(ctx context.Context, req *run
 		return nil, err
 	}
 	for field, res := range map[string]*runtimeapi.LinuxContainerResources{"resources": req.GetResources(), "overhead": req.GetOverhead()} {
-		// The kubelet takes the overhead off a limit that may be -1, "none".
-		if m := res.GetMemoryLimitInBytes(); m < 0 {
+		// The kubelet takes the overhead off limits that may be -1, "none"
+		// (subtractOverheadFromResourceConfig).
+		if res.GetMemoryLimitInBytes() < 0 || res.GetCpuQuota() < -1 {
 			res = proto.Clone(res).(*runtimeapi.LinuxContainerResources)
-			res.MemoryLimitInBytes = 0
+			res.MemoryLimitInBytes, res.CpuQuota = max(res.MemoryLimitInBytes, 0), max(res.CpuQuota, -1)
 		}
 		if err := checkResources(field, res); err != nil {
 			return nil, err
