@@ -23,7 +23,7 @@ import (
 // makes them smaller and no store has them already.
 const (
 	smallImage = 64 << 10
-	largeImage = 72 << 20
+	largeImage = 144 << 20 // more than the whole disk of twonodes.txt's second node
 )
 
 // cmdRegistry serves the demo images until the script ends, and sets
