@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -302,6 +303,17 @@ func (s *templateStore) coming(want shape) bool {
 	return false
 }
 
+// restartQuiet is how long a driver that finds machines of an earlier one makes
+// no templates: the runtime has all of their agents to reach again within 5 s,
+// and a template's boot takes most of a core, whatever its priority.
+const restartQuiet = 10 * time.Second
+
+// hasMachines says whether an earlier driver has left any.
+func (d *Driver) hasMachines() bool {
+	entries, _ := os.ReadDir(d.cfg.StateDir)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return !strings.HasPrefix(e.Name(), ".") })
+}
+
 // run is the worker: it makes one template at a time.
 func (s *templateStore) run() {
 	defer close(s.done)
@@ -312,6 +324,12 @@ func (s *templateStore) run() {
 		s.log.Warn("templates of an earlier process are not used", "err", err)
 	}
 	close(s.recovered)
+	if s.d.hasMachines() {
+		select {
+		case <-time.After(restartQuiet):
+		case <-s.d.life.Done():
+		}
+	}
 	for s.d.life.Err() == nil {
 		e, pause := s.nextWanted()
 		if e != nil {
