@@ -152,8 +152,7 @@ func contentDigest(f *os.File) (string, error) {
 }
 
 // digestOf is the SHA-256 of a memfd's pages that are not all zeros, and of
-// where they are: reading a hole of a guest's RAM makes a page of it. Not for
-// files on a disk, whose data SEEK_DATA may miss while they are written back.
+// where they are: reading a hole of a guest's RAM makes a page of it.
 func digestOf(f *os.File) (string, error) {
 	st, err := f.Stat()
 	if err != nil {

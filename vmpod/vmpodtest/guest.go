@@ -53,13 +53,17 @@ func BuildGuest(t testing.TB) Guest {
 	}
 	a.add("init", 0o100755, guestInit)
 	a.add("bin/busybox", 0o100755, busybox)
-	for into, names := range map[string][]string{"modules": guestModules, "demand": demandModules} {
-		for i, path := range modulePaths(t, filepath.Join("/lib/modules", release), names) {
+	// In one order: templates are told by the content of their guest.
+	for _, of := range []struct {
+		into  string
+		names []string
+	}{{"modules", guestModules}, {"demand", demandModules}} {
+		for i, path := range modulePaths(t, filepath.Join("/lib/modules", release), of.names) {
 			b, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.add(fmt.Sprintf("%s/%02d-%s", into, i, filepath.Base(path)), 0o100644, b)
+			a.add(fmt.Sprintf("%s/%02d-%s", of.into, i, filepath.Base(path)), 0o100644, b)
 		}
 	}
 	a.add("TRAILER!!!", 0, nil)
