@@ -13,7 +13,8 @@ func TestOf(t *testing.T) {
 		time.Sleep(10 * pause)
 		b = nil
 	})
-	if got < size || got > 2*size {
+	// What is freed meanwhile counts against it.
+	if got < size-size/16 || got > 2*size {
 		t.Errorf("%d bytes (%v), want %d and little more", got, b, size)
 	}
 }
