@@ -41,11 +41,10 @@ func New(name, domain string) (Principal, error) {
 	if domain == "" {
 		domain = LocalDomain
 	}
-	p := Principal{Name: strings.ToLower(name), Domain: strings.ToLower(domain)}
-	if err := p.check(); err != nil {
+	if err := (Principal{Name: name, Domain: domain}).check(); err != nil {
 		return Principal{}, err
 	}
-	return p, nil
+	return Principal{Name: strings.ToLower(name), Domain: strings.ToLower(domain)}, nil
 }
 
 // Parse reads "NAME@DOMAIN" or "DOMAIN\NAME", the two ways in which vSphere
