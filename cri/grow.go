@@ -145,9 +145,11 @@ func (p *pod) recordSize(e vmpod.Extent, hint *vmpod.Hint) error {
 	if ok && sb.CPUs == e.CPUs && sb.Memory == e.Memory && reflect.DeepEqual(sb.Hint, hint) {
 		return nil
 	}
-	return p.s.store.updateSandbox(p.id, noEvent, func(sb *sandbox) {
+	err := p.s.store.updateSandbox(p.id, noEvent, func(sb *sandbox) {
 		sb.CPUs, sb.Memory, sb.Hint = e.CPUs, e.Memory, hint
 	})
+	p.s.podVMs.tell(p.id)
+	return err
 }
 
 // resumeGrowth finishes what an earlier process began: a VM that is larger than

@@ -202,6 +202,7 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 	s.pods[sb.ID] = p
 	s.mu.Unlock()
 	p.start()
+	s.podVMs.tell(sb.ID)
 	s.log.Info("sandbox is ready", "pod_uid", vm.PodUID, "pod", config.Metadata.Namespace+"/"+config.Metadata.Name, "sandbox", sb.ID, "took", time.Since(start), "prepared", joined)
 	return sb.ID, nil
 }
