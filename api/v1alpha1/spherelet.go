@@ -1,14 +1,12 @@
-// Package v1alpha1 holds Atoll's API types of group atoll.dev.
 package v1alpha1
-
-// GroupVersion of every type in this package.
-const GroupVersion = "atoll.dev/v1alpha1"
 
 // SphereletKind is the kind of a spherelet's configuration file.
 const SphereletKind = "SphereletConfiguration"
 
 // SphereletConfiguration configures one spherelet: one node. It is read
 // strictly: an unknown key is an error that names it.
+//
+// +kubebuilder:object:generate=false
 type SphereletConfiguration struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -85,6 +83,8 @@ type SphereletConfiguration struct {
 }
 
 // HostDirectory is a directory of the host that pods may use as it is.
+//
+// +kubebuilder:object:generate=false
 type HostDirectory struct {
 	// Path is absolute and without symbolic links, and is there when the
 	// spherelet starts. It is neither /, nor above or below a directory of the
@@ -95,6 +95,8 @@ type HostDirectory struct {
 }
 
 // HypervisorConfiguration says how pod VMs are run on this host.
+//
+// +kubebuilder:object:generate=false
 type HypervisorConfiguration struct {
 	// QEMU is the emulator; default: qemu-system-x86_64 in PATH.
 	QEMU string `json:"qemu,omitempty"`
@@ -114,6 +116,8 @@ type HypervisorConfiguration struct {
 
 // TemplatesConfiguration is about the guests from which pod VMs are cloned
 // instead of booted. There are none on a node with HostDirectories.
+//
+// +kubebuilder:object:generate=false
 type TemplatesConfiguration struct {
 	// Enabled; default true. Without, every pod VM boots.
 	Enabled *bool `json:"enabled,omitempty"`
@@ -130,6 +134,8 @@ type TemplatesConfiguration struct {
 }
 
 // ImagesConfiguration says where images come from.
+//
+// +kubebuilder:object:generate=false
 type ImagesConfiguration struct {
 	// HostsDir has hosts.toml files, one directory a registry, as containerd
 	// reads them from /etc/containerd/certs.d.
@@ -146,6 +152,8 @@ type ImagesConfiguration struct {
 
 // StreamingConfiguration is about exec, attach and port-forward between the
 // kubelet, or another client of the CRI, and the runtime: on loopback alone.
+//
+// +kubebuilder:object:generate=false
 type StreamingConfiguration struct {
 	// IdleTimeout ends a stream over which nothing went for so long, as a
 	// duration; default none.
@@ -157,6 +165,8 @@ type StreamingConfiguration struct {
 
 // TracingConfiguration says where OpenTelemetry spans go, as the kubelet's
 // setting of the same name.
+//
+// +kubebuilder:object:generate=false
 type TracingConfiguration struct {
 	// Endpoint is the collector's host and port (OTLP over gRPC, without TLS);
 	// default "localhost:4317".

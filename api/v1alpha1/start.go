@@ -8,6 +8,8 @@ const StartAnnotation = "atoll.dev/start-phases"
 
 // PodStart is a pod's start until its first container ran, be it an init
 // container. All times are milliseconds.
+//
+// +kubebuilder:object:generate=false
 type PodStart struct {
 	// Begun is when the pod was given to the node.
 	Begun time.Time `json:"begun"`
@@ -24,6 +26,8 @@ type PodStart struct {
 
 // StartPhase is a stretch of time of a phase: queue, network, image, vm, agent
 // or container. A phase may have several, and different ones may overlap.
+//
+// +kubebuilder:object:generate=false
 type StartPhase struct {
 	Name string `json:"name"`
 	// From is counted from Begun.

@@ -1,0 +1,92 @@
+package v1alpha1
+
+// SupervisorName is the name of the one Supervisor of a cluster.
+const SupervisorName = "default"
+
+// NamespaceFinalizer keeps a SupervisorNamespace until its pods, its pool and
+// its folder are gone.
+const NamespaceFinalizer = "atoll.dev/supervisor-namespace"
+
+// Labels that Atoll sets.
+const (
+	// LabelNamespace is on what was made for a SupervisorNamespace, with its
+	// name as value.
+	LabelNamespace = "atoll.dev/supervisor-namespace"
+	// LabelTemplate is on what was made from a NamespaceTemplate, with its name
+	// as value. On a Namespace that a user makes it picks the template.
+	LabelTemplate = "atoll.dev/namespace-template"
+	// LabelPolicyID is on a StorageClass, with the storage policy's id in vCenter.
+	LabelPolicyID = "atoll.dev/storage-policy-id"
+)
+
+// Annotations of a Namespace, named as VMware's Supervisor names them, so that
+// what reads them there works here.
+const (
+	// AnnotationPool is the managed object id of the namespace's resource pool,
+	// that of the first zone where it has several. Example: "resgroup-42".
+	AnnotationPool = "vmware-system-resource-pool"
+	// AnnotationFolder is the managed object id of the VM folder. Example:
+	// "group-v43".
+	AnnotationFolder = "vmware-system-vm-folder"
+	// AnnotationCPULimit is the limit in cores with four decimals, "" without
+	// one. Example: "4.0000".
+	AnnotationCPULimit = "vmware-system-resource-pool-cpu-limit"
+	// AnnotationMemoryLimit is the limit in MiB, "" without one. Example:
+	// "8192Mi".
+	AnnotationMemoryLimit = "vmware-system-resource-pool-memory-limit"
+	// AnnotationSelfService is "true" on a namespace made from a template.
+	AnnotationSelfService = "vmware-system-self-service-namespace"
+	// AnnotationCreator is the Kubernetes user that made a self-service
+	// namespace; an admission policy sets it, nobody else may.
+	AnnotationCreator = "atoll.dev/created-by"
+	// AnnotationZones is Atoll's own: the namespace's zones, separated by
+	// commas; absent where the Supervisor has one.
+	AnnotationZones = "atoll.dev/zones"
+	// AnnotationVMClasses is Atoll's own: the VirtualMachineClasses that the
+	// namespace may use, separated by commas.
+	AnnotationVMClasses = "atoll.dev/vm-classes"
+)
+
+// Condition types of Supervisor, SupervisorNamespace, StoragePolicy and
+// NamespaceTemplate.
+const (
+	// ConditionReady says whether the object can be used.
+	ConditionReady = "Ready"
+	// ConditionSynced says whether vSphere and Kubernetes are both as the spec
+	// has it. While it is false or unknown, its reason and message say what
+	// differs or fails, and retries go on.
+	ConditionSynced = "Synced"
+	// ConditionConnected, of a Supervisor: whether vCenter answers.
+	ConditionConnected = "Connected"
+)
+
+// Reasons of the conditions.
+const (
+	ReasonSynced      = "Synced"
+	ReasonProgressing = "Progressing"
+	ReasonDeleting    = "Deleting"
+	ReasonDraining    = "Draining" // waits for pods or VMs to end
+
+	ReasonNoSupervisor          = "NoSupervisor"
+	ReasonCredentialsInvalid    = "CredentialsInvalid" //nolint:gosec // a reason, not a credential
+	ReasonCertificateNotTrusted = "CertificateNotTrusted"
+	ReasonVCenterUnreachable    = "VCenterUnreachable" // down, slow, restarted: nothing is known
+	ReasonPermissionDenied      = "PermissionDenied"   // the vSphere role lacks a privilege
+	ReasonTaskFailed            = "TaskFailed"         // vCenter refused or broke off a change
+	ReasonTaskTimeout           = "TaskTimeout"        // a change has no known outcome yet
+	ReasonUnknownCluster        = "UnknownCluster"
+	ReasonUnknownZone           = "UnknownZone"
+	ReasonUnknownPolicy         = "UnknownStoragePolicy"
+	ReasonUnknownUser           = "UnknownUser" // a user or group of the access list
+	ReasonUnknownTag            = "UnknownTag"
+	ReasonUnknownClass          = "UnknownVMClass"
+	ReasonUnknownDatastore      = "UnknownDatastore"
+	ReasonLimitBelowUse         = "LimitBelowUse"
+	ReasonReservationTooLarge   = "ReservationTooLarge"
+	ReasonPoolNotOurs           = "PoolNotOurs"      // a pool or folder of that name is another's
+	ReasonNamespaceNotOurs      = "NamespaceNotOurs" // a Kubernetes namespace that was there before
+	ReasonDrift                 = "Drift"            // somebody changed what the spec decides
+	ReasonQuotaEdited           = "QuotaEdited"
+	ReasonPolicyGone            = "StoragePolicyGone"
+	ReasonInternal              = "InternalError"
+)
