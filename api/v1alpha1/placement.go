@@ -1,31 +1,23 @@
 package v1alpha1
 
 // Annotations of a Namespace that admission policies read when a pod or a
-// claim is made in it. The controller of SupervisorNamespaces writes them from
-// the namespace's spec; a Namespace without one of them is not limited in that
-// respect.
+// claim is made in it, beside AnnotationZones, AnnotationVMClasses,
+// AnnotationCPULimit and AnnotationMemoryLimit. A Namespace without one of
+// them is not limited in that respect. See supervisor/podpolicy.
 const (
-	// NamespaceZonesAnnotation is a comma-separated list of zones: pods go only
-	// to nodes whose label topology.kubernetes.io/zone is one of them.
-	NamespaceZonesAnnotation = "atoll.dev/zones"
-	// NamespaceVMClassesAnnotation is a comma-separated list of VM classes. A
-	// pod that names one by PodVMClassLabel must name one of these.
-	NamespaceVMClassesAnnotation = "atoll.dev/vm-classes"
-	// NamespaceMaxPodCPUAnnotation and NamespaceMaxPodMemoryAnnotation are the
-	// most that one pod may have, as quantities, and
-	// NamespaceMaxPodReasonAnnotation says where they come from, for messages:
-	// "the namespace's memory limit", "the largest VM class, best-effort-large".
-	NamespaceMaxPodCPUAnnotation    = "atoll.dev/max-pod-cpu"
-	NamespaceMaxPodMemoryAnnotation = "atoll.dev/max-pod-memory"
-	NamespaceMaxPodReasonAnnotation = "atoll.dev/max-pod-reason"
-	// NamespaceStorageClassesAnnotation is a comma-separated list of the
-	// StorageClasses that claims may use; empty: none.
-	NamespaceStorageClassesAnnotation = "atoll.dev/storage-classes"
+	// AnnotationVMClassSizes has the sizes of the namespace's VM classes: name,
+	// "=", CPUs, "/", memory, separated by commas. A pod must fit into one of
+	// them. Example: "best-effort-small=2/4Gi,guaranteed-large=4/16Gi".
+	AnnotationVMClassSizes = "atoll.dev/vm-class-sizes"
+	// AnnotationStorageClasses are the StorageClasses that claims may name,
+	// separated by commas; "": none.
+	AnnotationStorageClasses = "atoll.dev/storage-classes"
 )
 
-// NodeVMClassLabelPrefix and the name of a VM class are a Node's label: with
-// any value, pods of that class may go there.
-const NodeVMClassLabelPrefix = "vmclass.atoll.dev/"
+// LabelVMClass is the label of a Pod that asks for a VM class: one that its
+// namespace has, into which the pod fits.
+const LabelVMClass = "atoll.dev/vm-class"
 
-// PodVMClassLabel is the label of a Pod that asks for a VM class.
-const PodVMClassLabel = "atoll.dev/vm-class"
+// LabelNodeVMClass and the name of a VM class are a label of Nodes, with any
+// value, to which pods that ask for that class may go.
+const LabelNodeVMClass = "vmclass.atoll.dev/"
