@@ -30,6 +30,9 @@ type Options struct {
 	// Starts calls its argument when the first container of a pod's VM has
 	// started. May be nil.
 	Starts func(func(vmpod.Start))
+	// PodVMs calls its argument for every pod's VM that is there, is made or has
+	// grown; perhaps more than once. May be nil.
+	PodVMs func(func(vmpod.PodVM))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
 	// Facts about the hypervisor, for labels, condition and events.

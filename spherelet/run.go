@@ -184,6 +184,14 @@ func (n *node) captured(ctx context.Context) kubelet.Option {
 			teller := &startTeller{client: n.deps.KubeClient, recorder: n.deps.Recorder, accelerator: n.o.Facts.Accelerator, log: n.o.Logger}
 			n.o.Starts(func(s vmpod.Start) { teller.tell(ctx, s) })
 		}
+		if n.o.PodVMs != nil && n.deps.KubeClient != nil {
+			teller := newPodVMTeller(n.deps.KubeClient, func(namespace, name string) *v1.Pod {
+				pod, _ := k.GetPodByName(namespace, name)
+				return pod
+			}, n.o.Logger)
+			go teller.run(ctx)
+			n.o.PodVMs(teller.tell)
+		}
 	}
 }
 

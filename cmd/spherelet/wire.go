@@ -78,6 +78,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			Subscribe:   h.runtime.Subscribe,
 			Faults:      h.runtime.Faults,
 			Starts:      h.runtime.Starts,
+			PodVMs:      h.runtime.PodVMs,
 			VolumeUsage: h.runtime.VolumeUsage,
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,
