@@ -1,0 +1,110 @@
+package vsphere
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// soapBody is what govmomi calls a request or a response.
+type soapBody = soap.HasFault
+
+// maxTasks in flight at one vCenter.
+const maxTasks = 32
+
+// Tasks runs tasks at one vCenter: at most 32 at a time, one an object. It is
+// safe for concurrent use.
+type Tasks struct {
+	watch *Watch
+	slots chan struct{}
+
+	mu   sync.Mutex
+	busy map[types.ManagedObjectReference]chan struct{}
+}
+
+// NewTasks uses the watch to hear how tasks end.
+func NewTasks(w *Watch) *Tasks {
+	return &Tasks{watch: w, slots: make(chan struct{}, maxTasks), busy: map[types.ManagedObjectReference]chan struct{}{}}
+}
+
+// Do starts a task on an object and waits for its end. A task that failed is a
+// *FaultError, for Error. Where ctx ends first, or vCenter has forgotten the
+// task, the error is ErrUnavailable: it may still succeed, and Join(id) may
+// tell. record, if not nil, is called with the task's id before the wait.
+func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, record func(id string), start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
+	release, err := t.acquire(ctx, object)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	ref, err := start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if record != nil {
+		record(ref.Value)
+	}
+	return t.Join(ctx, ref.Value)
+}
+
+// Join waits for a task that was started before, by id.
+func (t *Tasks) Join(ctx context.Context, id string) (types.AnyType, error) {
+	ref := types.ManagedObjectReference{Type: "Task", Value: id}
+	wait := t.watch.task(ctx, ref)
+	select {
+	case <-wait.done:
+	case <-ctx.Done():
+		t.watch.forget(ref)
+		return nil, fmt.Errorf("task %s has not ended in time, and may still: %w: %w", id, ctx.Err(), errdefs.ErrUnavailable)
+	}
+	switch {
+	case wait.unknown != nil:
+		return nil, wait.unknown
+	case wait.state == types.TaskInfoStateSuccess:
+		return wait.result, nil
+	case wait.failure != nil:
+		return nil, &FaultError{Reason: wait.failure.LocalizedMessage, Method: asFault(wait.failure.Fault)}
+	}
+	return nil, fmt.Errorf("task %s failed without a reason: %w", id, errdefs.ErrUnknown)
+}
+
+func (t *Tasks) acquire(ctx context.Context, object types.ManagedObjectReference) (release func(), err error) {
+	mine := make(chan struct{})
+	for {
+		t.mu.Lock()
+		other := t.busy[object]
+		if other == nil {
+			t.busy[object] = mine
+		}
+		t.mu.Unlock()
+		if other == nil {
+			break
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, tooLate(ctx, object)
+		}
+	}
+	free := func() {
+		t.mu.Lock()
+		delete(t.busy, object)
+		t.mu.Unlock()
+		close(mine)
+	}
+	select {
+	case t.slots <- struct{}{}:
+		return func() { <-t.slots; free() }, nil
+	case <-ctx.Done():
+		free()
+		return nil, tooLate(ctx, object)
+	}
+}
+
+func tooLate(ctx context.Context, object types.ManagedObjectReference) error {
+	return fmt.Errorf("other tasks on %s or this vCenter took too long; none was started: %w: %w", object.Value, ctx.Err(), errdefs.ErrUnavailable)
+}
