@@ -296,6 +296,10 @@ type Options struct {
 	// Notify functions are called from the watch and must not block. Each may be
 	// nil.
 	Notify Notify
+	// Observe is told of every call that was made to vCenter, waits included:
+	// its method ("CreateResourcePool"), how long it took, and its error, which
+	// has a class. Optional; it must not block.
+	Observe func(method string, took time.Duration, err error)
 }
 
 // Notify says who wants to hear of changes. Changes that this Client made come
