@@ -176,7 +176,21 @@ const (
 	FieldAccess      Field = "access"
 	FieldDescription Field = "description"
 	FieldAttribute   Field = "attribute"
+	FieldTag         Field = "tag" // of errors alone: tags are not watched
 )
+
+// A PartError tells what an error of Ensure's is about, for callers that name
+// the reason to people: a user or group that vCenter does not know is
+// ErrInvalidArgument of FieldAccess, a reservation that the parent has no room
+// for is ErrFailedPrecondition of FieldCPU or FieldMemory, an unknown tag is
+// ErrInvalidArgument of FieldTag. Errors about the whole have none.
+type PartError struct {
+	Field Field
+	Err   error // with a class; its text is the PartError's
+}
+
+func (e *PartError) Error() string { return e.Err.Error() }
+func (e *PartError) Unwrap() error { return e.Err }
 
 // A Drift is one difference between what should be and what is. Object and
 // Message are for people; Pool holds what is there for FieldCPU and FieldMemory.
