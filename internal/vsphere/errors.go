@@ -16,6 +16,19 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
+// What ErrUnavailable can mean beside "no answer", for errors.Is: the cure is
+// another.
+var (
+	ErrLogin     error = &kind{errdefs.ErrUnavailable} // vCenter refuses the credentials
+	ErrUntrusted error = &kind{errdefs.ErrUnavailable} // its certificate is not trusted
+)
+
+// A kind is a class that is told from others of the same class.
+type kind struct{ class error }
+
+func (k *kind) Error() string { return k.class.Error() }
+func (k *kind) Unwrap() error { return k.class }
+
 // Error gives an error of govmomi's a class and a sentence: what was attempted
 // ("create resource pool team-a"), why it failed, and the cure where there is
 // one. An error that has a class already only gets what. It is nil for nil.
@@ -135,7 +148,7 @@ func classify(err error) (class error, reason string) {
 	case types.BaseNoPermission:
 		return errdefs.ErrPermissionDenied, noPermission(f.GetNoPermission())
 	case types.BaseInvalidLogin:
-		return errdefs.ErrUnavailable, "vCenter refuses the login"
+		return ErrLogin, "vCenter refuses the login"
 	case *types.DuplicateName:
 		return errdefs.ErrAlreadyExists, fmt.Sprintf("the name %s is taken by %s", f.Name, f.Object.Value)
 	case *types.AlreadyExists:
@@ -191,7 +204,7 @@ func detail(err error) string {
 
 func classifyTransport(err error) (class error, reason string) {
 	if msg, ok := untrusted(err); ok {
-		return errdefs.ErrUnavailable, msg
+		return ErrUntrusted, msg
 	}
 	var host *net.DNSError
 	var u *url.Error
