@@ -163,7 +163,7 @@ func (s *Session) ensure(ctx context.Context, stale int) (int, error) {
 func (s *Session) loginError(err error) error {
 	what := "vCenter " + s.config.Address
 	if _, ok := Fault(err).(types.BaseInvalidLogin); ok {
-		return fmt.Errorf("%s refuses the login: check user and password in the credentials, and that the account is not locked: %w", what, errdefs.ErrUnavailable)
+		return fmt.Errorf("%s refuses the login: check user and password in the credentials, and that the account is not locked: %w", what, ErrLogin)
 	}
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("log in to %s: %w", what, err)
