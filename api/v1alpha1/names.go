@@ -1,5 +1,9 @@
 package v1alpha1
 
+// LocalDomain in an access list is that of Kubernetes alone: vSphere is not
+// told.
+const LocalDomain = "-"
+
 // SupervisorName is the name of the one Supervisor of a cluster.
 const SupervisorName = "default"
 
@@ -40,7 +44,7 @@ const (
 	// namespace; an admission policy sets it, nobody else may.
 	AnnotationCreator = "atoll.dev/created-by"
 	// AnnotationZones is Atoll's own: the namespace's zones, separated by
-	// commas; absent where the Supervisor has one.
+	// commas; absent where it has all of them.
 	AnnotationZones = "atoll.dev/zones"
 	// AnnotationVMClasses is Atoll's own: the VirtualMachineClasses that the
 	// namespace may use, separated by commas.
@@ -75,6 +79,8 @@ const (
 	ReasonTaskFailed            = "TaskFailed"         // vCenter refused or broke off a change
 	ReasonTaskTimeout           = "TaskTimeout"        // a change has no known outcome yet
 	ReasonUnknownCluster        = "UnknownCluster"
+	ReasonNoHosts               = "NoHosts" // a cluster without hosts: cores have no MHz
+	ReasonNamespaceDeleted      = "NamespaceDeleted"
 	ReasonUnknownZone           = "UnknownZone"
 	ReasonUnknownPolicy         = "UnknownStoragePolicy"
 	ReasonUnknownUser           = "UnknownUser" // a user or group of the access list
@@ -83,7 +89,11 @@ const (
 	ReasonUnknownDatastore      = "UnknownDatastore"
 	ReasonLimitBelowUse         = "LimitBelowUse"
 	ReasonReservationTooLarge   = "ReservationTooLarge"
-	ReasonPoolNotOurs           = "PoolNotOurs"      // a pool or folder of that name is another's
+	ReasonPoolNotOurs           = "PoolNotOurs" // a pool or folder of that name is another's
+	ReasonNoDatastore           = "NoCompatibleDatastore"
+	ReasonStorageClassNotOurs   = "StorageClassNotOurs"
+	ReasonTooManyNamespaces     = "TooManyNamespaces"
+	ReasonInUse                 = "InUse"
 	ReasonNamespaceNotOurs      = "NamespaceNotOurs" // a Kubernetes namespace that was there before
 	ReasonDrift                 = "Drift"            // somebody changed what the spec decides
 	ReasonQuotaEdited           = "QuotaEdited"

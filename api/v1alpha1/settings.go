@@ -101,7 +101,7 @@ type NamespaceSettings struct {
 }
 
 // CPUAllocation is in cores, thousandths allowed; one core is the clock of the
-// zone's slowest host (Supervisor's status, mhzPerCore). Where a namespace has
+// zone's hosts (Supervisor's status, mhzPerCore). Where a namespace has
 // several zones, limit and reservation are split evenly over their pools.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.limit) || quantity(string(self.limit)).compareTo(quantity('1m')) >= 0",message="cpu.limit must be at least 1m: leave it out for no limit"
@@ -265,7 +265,9 @@ type ObjectCounts struct {
 
 // AccessEntry lets a user or group of vSphere SSO into the namespace: by a
 // RoleBinding in Kubernetes, by a permission on the pools and the folder in
-// vSphere. In Kubernetes the subject's name is name@domain.
+// vSphere. In Kubernetes the subject's name is sso:name@domain, in lower case.
+//
+// +kubebuilder:validation:XValidation:rule="self.domain == '-' || !self.name.contains('@') && !self.name.contains('\\\\')",message="name is without the domain: put what follows the @ into domain"
 type AccessEntry struct {
 	// +kubebuilder:validation:Enum=User;Group
 	Kind SubjectKind `json:"kind"`
@@ -275,9 +277,10 @@ type AccessEntry struct {
 	//
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="!self.contains('@') && !self.contains('\\\\')",message="name is without the domain: put what follows the @ into domain"
 	Name string `json:"name"`
-	// Domain of vSphere SSO; "" stands for the Supervisor's ssoDomain.
+	// Domain of vSphere SSO; "" stands for the Supervisor's ssoDomain, and "-"
+	// for a user or group of Kubernetes that vSphere does not know, such as one
+	// of a client certificate: it gets no permission there.
 	//
 	// Example: vsphere.local
 	//

@@ -47,7 +47,7 @@ type SupervisorSpec struct {
 	// Zones are the clusters that pods may run in: one, or several, when each
 	// namespace gets a resource pool in each of its zones. A zone's name is what
 	// nodes carry as topology.kubernetes.io/zone. All are in one datacenter.
-	// Zones that namespaces use cannot be taken away.
+	// A namespace's pool in a zone that is taken away goes when it is empty.
 	//
 	// Example: [{name: zone-a, cluster: DC0_C0}]
 	//
@@ -230,22 +230,24 @@ type VCenterStatus struct {
 // ZoneStatus is a cluster as it was found.
 type ZoneStatus struct {
 	Name string `json:"name"`
-	// Cluster, ParentPool, Folder and Datacenter are managed object ids.
+	// Cluster is the cluster's managed object id, and Path where it is in the
+	// inventory.
 	//
-	// Example: domain-c8
+	// Example: domain-c8 and /DC0/host/DC0_C0
 	Cluster string `json:"cluster"`
 	// +optional
-	ParentPool string `json:"parentPool,omitempty"`
-	// +optional
-	Folder string `json:"folder,omitempty"`
-	// +optional
-	Datacenter string `json:"datacenter,omitempty"`
-	// ClusterName is the cluster's name in vCenter.
+	Path string `json:"path,omitempty"`
+	// ParentPool is its managed object id; absent until the first namespace is
+	// made. Example: resgroup-41
 	//
 	// +optional
-	ClusterName string `json:"clusterName,omitempty"`
-	// MHzPerCore is the clock of the slowest host: what one core of a
-	// namespace's limit is worth in the resource pool.
+	ParentPool string `json:"parentPool,omitempty"`
+	// Datacenter's name.
+	//
+	// +optional
+	Datacenter string `json:"datacenter,omitempty"`
+	// MHzPerCore is the clock of the hosts, on average over their cores: what
+	// one core of a namespace's limit is worth in the resource pool.
 	//
 	// +optional
 	MHzPerCore int64 `json:"mhzPerCore,omitempty"`

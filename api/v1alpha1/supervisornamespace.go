@@ -103,7 +103,8 @@ type SupervisorNamespaceStatus struct {
 	// +optional
 	Usage *Usage `json:"usage,omitempty"`
 	// LastSynced is what both sides were last in step with: by it a change in
-	// vSphere is told from one of the spec.
+	// vSphere is told from one of the spec. It is absent while a change of the
+	// spec is under way, so that whoever finds that half done finishes it.
 	//
 	// +optional
 	LastSynced *LastSynced `json:"lastSynced,omitempty"`
@@ -143,11 +144,29 @@ type PoolStatus struct {
 	//
 	// +optional
 	Path string `json:"path,omitempty"`
-	// MHz and MiB, as vSphere counts; a limit of -1 is none.
-	CPULimitMHz          int64 `json:"cpuLimitMHz"`
-	CPUReservationMHz    int64 `json:"cpuReservationMHz"`
-	MemoryLimitMiB       int64 `json:"memoryLimitMiB"`
-	MemoryReservationMiB int64 `json:"memoryReservationMiB"`
+	// CPU in MHz and Memory in MiB, as they were last in step with the spec.
+	//
+	// +optional
+	CPU PoolAllocation `json:"cpu"`
+	// +optional
+	Memory PoolAllocation `json:"memory"`
+}
+
+// PoolAllocation is a share of a resource pool, as vSphere counts: in MHz or
+// MiB.
+type PoolAllocation struct {
+	// Limit; -1 is none.
+	Limit int64 `json:"limit"`
+	// +optional
+	Reservation int64 `json:"reservation"`
+	// Shares are a level, or the number of level custom. Example: normal
+	//
+	// +optional
+	Shares string `json:"shares,omitempty"`
+	// Fixed reservations do not expand into the parent's.
+	//
+	// +optional
+	Fixed bool `json:"fixed,omitempty"`
 }
 
 // FolderStatus is the VM folder as vSphere has it.
@@ -163,15 +182,17 @@ type FolderStatus struct {
 // Usage of the namespace, as the quotas count it: what pods ask for, not what
 // they burn.
 type Usage struct {
-	// CPU and Memory are the limits of all pods together where the namespace has
-	// a limit, else their requests.
+	// CPU and Memory are the limits of all pods together, known where the
+	// namespace has a limit.
 	//
 	// +optional
 	CPU *resource.Quantity `json:"cpu,omitempty"`
 	// +optional
 	Memory *resource.Quantity `json:"memory,omitempty"`
+	// Pods that have not ended; known where their number is limited.
+	//
 	// +optional
-	Pods int64 `json:"pods"`
+	Pods *int64 `json:"pods,omitempty"`
 	// Storage that volumes ask for, by storage policy.
 	//
 	// +listType=map
@@ -200,9 +221,4 @@ type LastSynced struct {
 	CPU *CPUAllocation `json:"cpu,omitempty"`
 	// +optional
 	Memory *MemoryAllocation `json:"memory,omitempty"`
-	// Pools as they were asked for, which with rounding and shares decides what
-	// counts as a change in vSphere: hex of SHA-256.
-	//
-	// +optional
-	Hash string `json:"hash,omitempty"`
 }
