@@ -161,7 +161,7 @@ func TestRotation(t *testing.T) {
 			}
 		}
 	}
-	if len(signers) != 5 {
+	if len(signers) != 4 {
 		t.Errorf("%d keys signed within 120 days", len(signers))
 	}
 }
