@@ -29,6 +29,7 @@ const (
 	coreDNS           = "coredns"
 	metricsServer     = "metrics-server"
 	csrApprover       = "csr-approver"
+	podMirror         = "pod-mirror"
 )
 
 // User names of Atoll's own components; manifests.yaml binds them.
@@ -36,6 +37,7 @@ const (
 	coreDNSUser       = "system:coredns"
 	metricsServerUser = "system:metrics-server"
 	csrApproverUser   = "atoll:csr-approver"
+	podMirrorUser     = "atoll:pod-mirror"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 	adminUser         = "kubernetes-admin"
 	adminGroup        = "kubeadm:cluster-admins"
@@ -55,6 +57,7 @@ var identities = []identity{
 	{coreDNS, coreDNSUser, nil},
 	{metricsServer, metricsServerUser, nil},
 	{csrApprover, csrApproverUser, nil},
+	{podMirror, podMirrorUser, nil},
 }
 
 // apiServerLeaf is the API server's serving certificate.

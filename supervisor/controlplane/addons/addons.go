@@ -6,7 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -36,10 +36,21 @@ type Values struct {
 	ClusterInfo          string // a kubeconfig without a user
 }
 
-//go:embed manifests.yaml
-var manifests string
+//go:embed manifests.yaml policies.yaml
+var files embed.FS
 
-var manifestTemplate = template.Must(template.New("manifests.yaml").Option("missingkey=error").Parse(manifests))
+// manifestFiles in the order in which they are applied.
+var manifestFiles = []string{"manifests.yaml", "policies.yaml"}
+
+var templates = template.Must(template.New("").Option("missingkey=error").
+	Funcs(template.FuncMap{
+		"list":   func(words ...string) []string { return words },
+		"narrow": func(when, expression string) narrow { return narrow{when, expression} },
+	}).ParseFS(files, manifestFiles...))
+
+// A narrow is what policies.yaml adds to a pod's node affinity, and when: the
+// fields of an expression, and a condition, both in CEL.
+type narrow struct{ If, Expression string }
 
 // resources are the kinds in the manifests: looking them up would cost a
 // start a round of API discovery.
@@ -64,9 +75,21 @@ var resources = map[schema.GroupKind]struct {
 
 // Objects renders the manifests.
 func Objects(v Values) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	for _, file := range manifestFiles {
+		more, err := objectsOf(file, v)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		objects = append(objects, more...)
+	}
+	return objects, nil
+}
+
+func objectsOf(file string, v Values) ([]*unstructured.Unstructured, error) {
 	var text bytes.Buffer
-	if err := manifestTemplate.Execute(&text, v); err != nil {
-		return nil, fmt.Errorf("manifests: %w", err)
+	if err := templates.ExecuteTemplate(&text, file, v); err != nil {
+		return nil, err
 	}
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(&text))
 	var objects []*unstructured.Unstructured
@@ -76,15 +99,15 @@ func Objects(v Values) ([]*unstructured.Unstructured, error) {
 			return objects, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("manifests: %w", err)
+			return nil, err
 		}
 		content := map[string]any{}
 		if err := yaml.UnmarshalStrict(doc, &content); err != nil {
-			return nil, fmt.Errorf("manifests: document %d: %w", len(objects)+1, err)
+			return nil, fmt.Errorf("document %d: %w", len(objects)+1, err)
 		}
 		o := &unstructured.Unstructured{Object: content}
 		if _, ok := resources[o.GroupVersionKind().GroupKind()]; !ok {
-			return nil, fmt.Errorf("manifests: document %d has kind %s, whose resource is not listed", len(objects)+1, o.GroupVersionKind())
+			return nil, fmt.Errorf("document %d has kind %s, whose resource is not listed", len(objects)+1, o.GroupVersionKind())
 		}
 		objects = append(objects, o)
 	}
