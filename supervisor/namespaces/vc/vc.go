@@ -257,6 +257,10 @@ type Health struct {
 	// Lag is how long the last change that this Client made took to come back
 	// through the watch.
 	Lag time.Duration
+	// PermissionsErr is why the permissions could not be read when they last
+	// were: not every vCenter tells the watch of them, so that drift of access
+	// may go unseen.
+	PermissionsErr error
 }
 
 // An Event is what administrators read among a pool's events.
@@ -316,8 +320,8 @@ type Options struct {
 	Observe func(method string, took time.Duration, err error)
 }
 
-// Notify says who wants to hear of changes. Changes that this Client made come
-// back too. After a dropped session or a resync, every namespace that differs
+// Notify says who wants to hear of changes: of others', not of what this Client
+// made itself. After a dropped session or a resync, every namespace that differs
 // from what was known before is named.
 type Notify struct {
 	// Namespace is called with a namespace whose vSphere side changed: one that
@@ -326,56 +330,3 @@ type Notify struct {
 	Policies  func() // a policy came, went, was renamed, or fits other datastores
 	Health    func() // Health().Connected changed
 }
-
-// What a Client does, for those who fake it in a test; interfaces are the
-// consumer's to declare. New(Options) (*Client, error) makes no call; all
-// methods are safe for concurrent use, and ErrUnavailable until Run connected.
-type contract interface {
-	// Run connects, watches, reconnects, until ctx is done; then it logs out
-	// and returns nil. It is called once.
-	Run(ctx context.Context) error
-
-	// Ensure makes vSphere as ns says, and returns what then is. It is
-	// idempotent, joins no other call: one at a time a namespace. With nothing
-	// to change it makes no call; changed limits are one call a pool. After a
-	// crash at any point the next Ensure finds what was made: never a duplicate.
-	// Pools of zones that are no longer asked for go when they are empty.
-	// It mends every Drift: to adopt instead, change ns first. On an error the
-	// State is what was reached, and the others of ns' objects were still tried.
-	Ensure(ctx context.Context, ns Namespace) (State, error)
-
-	// Delete removes the namespace's pools and folder, which bear its mark and
-	// hold no VM, child pool or folder (else ErrFailedPrecondition, which names
-	// one). It is idempotent: nil when vCenter has confirmed that nothing is
-	// left. VMs' files are never deleted.
-	Delete(ctx context.Context, ref Ref) error
-
-	// State is what the watch knows, without a call. A namespace that has
-	// nothing in vSphere is a State without pools and folder, not an error.
-	State(ref Ref) (State, error)
-
-	// List is the State of every namespace that bears this supervisor's mark,
-	// by name: to find what was left behind.
-	List() ([]State, error)
-
-	// Zones is what the watch knows of the clusters, in the order of Options.
-	Zones() ([]ZoneState, error)
-
-	// Policies is the last reading, by name, and when it was made.
-	Policies() ([]Policy, time.Time, error)
-
-	// Post writes an event on the pools of a namespace; none is no error.
-	Post(ctx context.Context, ref Ref, e Event) error
-
-	// Health makes no call.
-	Health() Health
-}
-
-// Beside the Client, two pure functions:
-//
-//	func Diff(want Namespace, have State) []Drift
-//	func Split(a Allocation, n int) []Allocation
-//
-// Diff says what Ensure would mend. To tell an administrator's change from one
-// of the spec, give it what was last in step (kept in the status) as want.
-// Split shares an allocation out over n zones.

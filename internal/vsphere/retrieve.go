@@ -1,0 +1,52 @@
+package vsphere
+
+import (
+	"context"
+
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Retrieve reads properties of objects now, past any watch, in one call. What
+// is not there is not in the answer; a property that is unset or may not be
+// read is not in its object's.
+func (s *Session) Retrieve(ctx context.Context, want map[types.ManagedObjectReference][]string) (map[types.ManagedObjectReference]map[string]types.AnyType, error) {
+	if err := s.Login(ctx); err != nil {
+		return nil, err
+	}
+	missing := true
+	req := &types.RetrievePropertiesEx{This: s.client.ServiceContent.PropertyCollector}
+	for object, props := range want {
+		req.SpecSet = append(req.SpecSet, types.PropertyFilterSpec{
+			PropSet:                       []types.PropertySpec{{Type: object.Type, PathSet: props}},
+			ObjectSet:                     []types.ObjectSpec{{Obj: object}},
+			ReportMissingObjectsInResults: &missing,
+		})
+	}
+	res, err := methods.RetrievePropertiesEx(ctx, s, req)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[types.ManagedObjectReference]map[string]types.AnyType, len(want))
+	for page := res.Returnval; page != nil; {
+		for _, o := range page.Objects {
+			props := found[o.Obj]
+			if props == nil {
+				props = map[string]types.AnyType{}
+				found[o.Obj] = props
+			}
+			for _, p := range o.PropSet {
+				props[p.Name] = p.Val
+			}
+		}
+		if page.Token == "" {
+			break
+		}
+		next, err := methods.ContinueRetrievePropertiesEx(ctx, s, &types.ContinueRetrievePropertiesEx{This: req.This, Token: page.Token})
+		if err != nil {
+			return nil, err
+		}
+		page = &next.Returnval
+	}
+	return found, nil
+}
