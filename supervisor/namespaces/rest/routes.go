@@ -1,0 +1,107 @@
+package rest
+
+import (
+	"net/http"
+
+	"github.com/containerd/errdefs"
+)
+
+// A Route is one call that is served: the table in docs/namespaces-rest.md is
+// held against the list of them.
+type Route struct {
+	Method string
+	Path   string // as net/http has patterns
+	// Privilege of vSphere that the user needs, and where: "Namespaces.Configure
+	// on the cluster". Empty: a session is enough.
+	Privilege string
+	// Object is what of Kubernetes the call reads or writes.
+	Object string
+
+	public  bool     // without a session
+	created bool     // answers 201
+	actions []string // values of ?action= that it takes, beside none
+	do      func(*Handler, *call) (any, error)
+}
+
+func (r Route) String() string { return r.Method + " " + r.Path }
+
+// Routes returns what a Handler serves, in the order of the documentation.
+func Routes() []Route { return append([]Route(nil), routes...) }
+
+const (
+	onNamespace = " on the namespace's pools"
+	onCluster   = " on the cluster"
+	onClusters  = " on the clusters"
+	onRoot      = " on the root folder"
+
+	objNamespace  = "SupervisorNamespace"
+	objSupervisor = "Supervisor"
+	objClass      = "VirtualMachineClass"
+	objPolicy     = "StoragePolicy"
+
+	instances  = "/api/vcenter/namespaces/instances"
+	management = "/api/vcenter/namespace-management"
+)
+
+var routes = []Route{
+	{Method: http.MethodPost, Path: "/api/session", public: true, created: true, do: (*Handler).createSession},
+	{Method: http.MethodGet, Path: "/api/session", do: (*Handler).getSession},
+	{Method: http.MethodDelete, Path: "/api/session", do: (*Handler).deleteSession},
+
+	{Method: http.MethodGet, Path: instances, Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listInstances},
+	{Method: http.MethodPost, Path: instances, Privilege: privilegeConfigure + onCluster, Object: objNamespace, do: (*Handler).createInstance},
+	{Method: http.MethodGet, Path: instances + "/{namespace}", Privilege: privilegeRead + onNamespace, Object: objNamespace, do: (*Handler).getInstance},
+	{Method: http.MethodPut, Path: instances + "/{namespace}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).setInstance},
+	{Method: http.MethodPatch, Path: instances + "/{namespace}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).updateInstance},
+	{Method: http.MethodDelete, Path: instances + "/{namespace}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).deleteInstance},
+	{Method: http.MethodGet, Path: instances + "/v2", Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listInstancesV2},
+	{Method: http.MethodPost, Path: instances + "/v2", Privilege: privilegeConfigure + onClusters, Object: objNamespace, do: (*Handler).createInstanceV2},
+	{Method: http.MethodGet, Path: instances + "/v2/{namespace}", Privilege: privilegeRead + onNamespace, Object: objNamespace, do: (*Handler).getInstanceV2},
+
+	{Method: http.MethodGet, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeRead + onNamespace, Object: objNamespace, do: (*Handler).getAccess},
+	{Method: http.MethodPost, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).createAccess},
+	{Method: http.MethodPut, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).setAccess},
+	{Method: http.MethodDelete, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).deleteAccess},
+	{Method: http.MethodPost, Path: instances + "/{namespace}/registervm", do: unsupported("Registering a VM is not supported: Atoll runs pods, and makes their VMs itself.")},
+	{Method: http.MethodGet, Path: "/api/vcenter/namespaces-user/namespaces", Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listUserNamespaces},
+
+	{Method: http.MethodGet, Path: management + "/virtual-machine-classes", Privilege: privilegeRead + onRoot, Object: objClass, do: (*Handler).listClasses},
+	{Method: http.MethodPost, Path: management + "/virtual-machine-classes", Privilege: privilegeClasses + onRoot, Object: objClass, do: (*Handler).createClass},
+	{Method: http.MethodGet, Path: management + "/virtual-machine-classes/{class}", Privilege: privilegeRead + onRoot, Object: objClass, do: (*Handler).getClass},
+	{Method: http.MethodPatch, Path: management + "/virtual-machine-classes/{class}", Privilege: privilegeClasses + onRoot, Object: objClass, do: (*Handler).updateClass},
+	{Method: http.MethodDelete, Path: management + "/virtual-machine-classes/{class}", Privilege: privilegeClasses + onRoot, Object: objClass, do: (*Handler).deleteClass},
+
+	{Method: http.MethodGet, Path: management + "/clusters", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).listClusters},
+	{Method: http.MethodGet, Path: management + "/clusters/{cluster}", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).getCluster},
+	{Method: http.MethodGet, Path: management + "/clusters/{cluster}/workload-resource-options", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).resourceOptions},
+	{Method: http.MethodPost, Path: management + "/clusters/{cluster}", actions: []string{"enable", "disable", "rotate_password"}, do: unsupported(noEnabling)},
+	{Method: http.MethodPut, Path: management + "/clusters/{cluster}", do: unsupported(noEnabling)},
+	{Method: http.MethodPatch, Path: management + "/clusters/{cluster}", do: unsupported(noEnabling)},
+	{Method: http.MethodGet, Path: management + "/clusters/{cluster}/networks", do: unsupported(noWorkloadNetworks)},
+	{Method: http.MethodGet, Path: management + "/cluster-compatibility", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).clusterCompatibility},
+	{Method: http.MethodGet, Path: management + "/distributed-switch-compatibility", do: unsupported(noWorkloadNetworks)},
+	{Method: http.MethodGet, Path: management + "/edge-cluster-compatibility", do: unsupported(noWorkloadNetworks)},
+	{Method: http.MethodGet, Path: management + "/supervisors/summaries", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorSummaries},
+	{Method: http.MethodGet, Path: management + "/supervisors/{supervisor}/summary", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorSummary},
+	{Method: http.MethodGet, Path: management + "/supervisors/{supervisor}/topology", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorTopology},
+	{Method: http.MethodPost, Path: management + "/supervisors/{supervisor}", actions: []string{"enable_on_compute_cluster", "enable_on_zones"}, do: unsupported(noEnabling)},
+	{Method: http.MethodGet, Path: management + "/software/clusters", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).listSoftware},
+	{Method: http.MethodGet, Path: management + "/software/clusters/{cluster}", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).getSoftware},
+	{Method: http.MethodPost, Path: management + "/software/clusters/{cluster}", actions: []string{"upgrade"}, do: unsupported("An upgrade is not made through vCenter: install the new version of Atoll on the hosts.")},
+	{Method: http.MethodGet, Path: management + "/software/cluster-available-versions", do: (*Handler).availableVersions},
+	{Method: http.MethodGet, Path: management + "/supervisor-services", do: (*Handler).listServices},
+	{Method: http.MethodPost, Path: management + "/supervisor-services", do: unsupported("Supervisor services are not supported: install into the cluster with kubectl or helm.")},
+
+	{Method: http.MethodGet, Path: "/api/vcenter/storage/policies", Privilege: privilegePolicies + onRoot, Object: objPolicy, do: (*Handler).listPolicies},
+	{Method: http.MethodPost, Path: "/api/vcenter/storage/policies/{policy}", Privilege: privilegePolicies + onRoot, Object: objPolicy, actions: []string{"check-compatibility"}, do: (*Handler).checkPolicy},
+}
+
+const (
+	noEnabling         = "A cluster is not enabled for namespaces through vCenter: add it to the zones of the Supervisor object with kubectl."
+	noWorkloadNetworks = "Networks of namespaces are not supported: pods are on the cluster's own network, which NetworkPolicies divide."
+)
+
+// unsupported answers a call that vSphere has and Atoll has nothing for.
+func unsupported(why string) func(*Handler, *call) (any, error) {
+	return func(*Handler, *call) (any, error) { return nil, problemf(errdefs.ErrNotImplemented, "%s", why) }
+}
