@@ -79,6 +79,7 @@ func New(c Config) (*Server, error) {
 	if err := s.build(); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
+	s.mux.HandleFunc("POST "+stsPath, s.serveSTS)
 	s.serve(listener)
 	return s, nil
 }
