@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/sso"
 )
 
 // Wire types carry vSphere's field names. In what is sent to Atoll, a nil
@@ -173,7 +174,7 @@ func (s *settings) applyStorage(to *v1alpha1.NamespaceSettings, env environment,
 func (s *settings) applyAccess(to *v1alpha1.NamespaceSettings, env environment, whole bool) error {
 	if s.AccessList == nil {
 		if whole {
-			to.Access = nil
+			to.Access = localAccess(to.Access)
 		}
 		return nil
 	}
@@ -192,8 +193,24 @@ func (s *settings) applyAccess(to *v1alpha1.NamespaceSettings, env environment, 
 		}
 		list = append(list, entry)
 	}
-	to.Access = list
+	list = append(list, localAccess(to.Access)...)
+	same := func(e v1alpha1.AccessEntry) bool { return !slices.Contains(to.Access, e) }
+	if len(list) != len(to.Access) || slices.ContainsFunc(list, same) {
+		to.Access = list
+	}
 	return nil
+}
+
+// localAccess is who vSphere does not know, and so can neither list nor take off
+// the list.
+func localAccess(list []v1alpha1.AccessEntry) []v1alpha1.AccessEntry {
+	var local []v1alpha1.AccessEntry
+	for _, a := range list {
+		if a.Domain == v1alpha1.LocalDomain {
+			local = append(local, a)
+		}
+	}
+	return local
 }
 
 func (s *settings) applyClasses(to *v1alpha1.NamespaceSettings, env environment, whole bool) error {
@@ -244,6 +261,9 @@ func viewSettings(s *v1alpha1.NamespaceSettings, env environment) (settingsView,
 		return settingsView{}, err
 	}
 	for _, a := range s.Access {
+		if a.Domain == v1alpha1.LocalDomain {
+			continue
+		}
 		v.AccessList = append(v.AccessList, viewAccess(a, env.ssoDomain))
 	}
 	for _, p := range s.StoragePolicies {
@@ -271,11 +291,14 @@ func (s accessSpec) entry() (v1alpha1.AccessEntry, error) {
 	if err != nil {
 		return v1alpha1.AccessEntry{}, err
 	}
-	switch {
-	case s.Subject == "" || strings.ContainsAny(s.Subject, `@\`):
-		return v1alpha1.AccessEntry{}, problemf(errdefs.ErrInvalidArgument, "%q is no subject: it is a user's or group's name without its domain.", s.Subject)
-	case s.Domain == "":
+	switch at := strings.LastIndexByte(s.Subject, '@'); {
+	case s.Domain == "" || s.Domain == v1alpha1.LocalDomain:
 		return v1alpha1.AccessEntry{}, problemf(errdefs.ErrInvalidArgument, "Subject %q needs a domain, such as vsphere.local.", s.Subject)
+	case at >= 0 && strings.EqualFold(s.Subject[at+1:], s.Domain):
+		return v1alpha1.AccessEntry{}, problemf(errdefs.ErrInvalidArgument, "Subject %q has its domain twice: give the name without it.", s.Subject)
+	}
+	if _, err := sso.New(s.Subject, s.Domain); err != nil {
+		return v1alpha1.AccessEntry{}, err
 	}
 	return v1alpha1.AccessEntry{Kind: kind, Name: s.Subject, Domain: s.Domain, Role: role}, nil
 }

@@ -50,6 +50,7 @@ func full() v1alpha1.NamespaceSettings {
 		ObjectCounts:      &v1alpha1.ObjectCounts{Pods: ptr(int64(50)), Services: ptr(int64(0)), CronJobs: ptr(int64(3))},
 		Access: []v1alpha1.AccessEntry{
 			{Kind: v1alpha1.UserSubject, Name: "Ada", Role: v1alpha1.RoleOwner},
+			{Kind: v1alpha1.UserSubject, Name: "ci", Domain: v1alpha1.LocalDomain, Role: v1alpha1.RoleEdit},
 			{Kind: v1alpha1.GroupSubject, Name: "devs", Domain: "corp.example", Role: v1alpha1.RoleEdit},
 		},
 		VMClasses:   []string{"small"},
@@ -145,7 +146,7 @@ func TestApply(t *testing.T) {
 		{name: "class of resource_spec", body: `{"resource_spec": {"@class": "com.vmware.vcenter.namespaces.resource_quota_options_v1", "memory_limit": 1024}}`,
 			want: func(s *v1alpha1.NamespaceSettings) { s.Memory = &v1alpha1.MemoryAllocation{Limit: quantity("1Gi")} }},
 		{name: "empty lists take away", body: `{"access_list": [], "storage_specs": [], "vm_service_spec": {"vm_classes": []}}`, from: full(), want: func(s *v1alpha1.NamespaceSettings) {
-			s.Access, s.StoragePolicies, s.VMClasses = nil, nil, nil
+			s.Access, s.StoragePolicies, s.VMClasses = s.Access[1:2], nil, nil
 		}},
 		{name: "govc update without flags", body: `{"vm_service_spec": {"content_libraries": null, "vm_classes": null}, "storage_specs": []}`, from: full(), want: func(s *v1alpha1.NamespaceSettings) { s.StoragePolicies = nil }},
 		{name: "set of nothing clears what vSphere has a name for", body: `{}`, whole: true, from: full(), want: func(s *v1alpha1.NamespaceSettings) {
@@ -153,11 +154,12 @@ func TestApply(t *testing.T) {
 				CPU:          &v1alpha1.CPUAllocation{Reservation: s.CPU.Reservation, Shares: s.CPU.Shares},
 				Memory:       &v1alpha1.MemoryAllocation{Reservation: s.Memory.Reservation},
 				ObjectCounts: &v1alpha1.ObjectCounts{CronJobs: s.ObjectCounts.CronJobs},
+				Access:       s.Access[1:2],
 				Tags:         s.Tags, Attributes: s.Attributes, DriftPolicy: s.DriftPolicy,
 			}
 		}},
 		{name: "a role changes, the rest of the entry stays", body: `{"access_list": [{"subject_type": "USER", "subject": "ADA", "domain": "VSPHERE.LOCAL", "role": "VIEW"}]}`, from: full(), want: func(s *v1alpha1.NamespaceSettings) {
-			s.Access = []v1alpha1.AccessEntry{{Kind: v1alpha1.UserSubject, Name: "Ada", Role: v1alpha1.RoleView}}
+			s.Access = []v1alpha1.AccessEntry{{Kind: v1alpha1.UserSubject, Name: "Ada", Role: v1alpha1.RoleView}, s.Access[1]}
 		}},
 		{name: "a new subject keeps its domain", body: `{"access_list": [{"subject_type": "USER", "subject": "Bob", "domain": "vsphere.local", "role": "EDIT"}]}`, want: func(s *v1alpha1.NamespaceSettings) {
 			s.Access = []v1alpha1.AccessEntry{{Kind: v1alpha1.UserSubject, Name: "Bob", Domain: "vsphere.local", Role: v1alpha1.RoleEdit}}
@@ -203,8 +205,10 @@ func TestApplyRefuses(t *testing.T) {
 		{`{"storage_specs": [{"policy": "` + goldID + `", "limit": -1}]}`, "-1 MiB", faultInvalidArgument},
 		{`{"access_list": [{"subject_type": "ROBOT", "subject": "a", "domain": "d", "role": "VIEW"}]}`, "ROBOT", faultInvalidArgument},
 		{`{"access_list": [{"subject_type": "USER", "subject": "a", "domain": "d", "role": "ROOT"}]}`, "ROOT", faultInvalidArgument},
-		{`{"access_list": [{"subject_type": "USER", "subject": "a@d", "domain": "d", "role": "VIEW"}]}`, "without its domain", faultInvalidArgument},
+		{`{"access_list": [{"subject_type": "USER", "subject": "a@d", "domain": "d", "role": "VIEW"}]}`, "domain twice", faultInvalidArgument},
 		{`{"access_list": [{"subject_type": "USER", "subject": "a", "role": "VIEW"}]}`, "domain", faultInvalidArgument},
+		{`{"access_list": [{"subject_type": "USER", "subject": "a", "domain": "-", "role": "VIEW"}]}`, "domain", faultInvalidArgument},
+		{`{"access_list": [{"subject_type": "USER", "subject": "a\\b", "domain": "d", "role": "VIEW"}]}`, "SSO", faultInvalidArgument},
 		{`{"access_list": [{"subject_type": "USER", "subject": "a", "domain": "d", "role": "VIEW"}, {"subject_type": "USER", "subject": "A", "domain": "D", "role": "EDIT"}]}`, "twice", faultInvalidArgument},
 		{`{"vm_service_spec": {"vm_classes": ["huge"]}}`, `"huge"`, faultInvalidArgument},
 		{`{"vm_service_spec": {"vm_classes": ["large", "large"]}}`, "twice", faultInvalidArgument},
@@ -344,7 +348,7 @@ func randomSettings(r *rand.Rand) v1alpha1.NamespaceSettings {
 	for _, name := range []string{"ada", "Bob", "cy"}[:r.IntN(4)] {
 		s.Access = append(s.Access, v1alpha1.AccessEntry{
 			Kind: []v1alpha1.SubjectKind{v1alpha1.UserSubject, v1alpha1.GroupSubject}[r.IntN(2)], Name: name,
-			Domain: []string{"", "vsphere.local", "corp.example"}[r.IntN(3)],
+			Domain: []string{"", "vsphere.local", "corp.example", v1alpha1.LocalDomain}[r.IntN(4)],
 			Role:   []v1alpha1.AccessRole{v1alpha1.RoleOwner, v1alpha1.RoleEdit, v1alpha1.RoleView}[r.IntN(3)],
 		})
 	}

@@ -35,30 +35,32 @@ func clockOf(zones []v1alpha1.ZoneStatus, names []string) clock {
 
 func (c clock) known() bool { return c.sum > 0 }
 
-// mhz rounds up, so that what Kubernetes allows fits in what vSphere says.
+// mhz rounds to the nearest, as the resource pool has it, and makes at least 1
+// of anything.
 func (c clock) mhz(cores resource.Quantity) int64 {
-	return ceil(unscaled(cores, 9), c.sum, c.zones, 1_000_000_000)
+	n := unscaled(cores, 6)
+	m := nearest(n, c.sum, c.zones, 1_000_000)
+	if m == 0 && n.Sign() > 0 {
+		return 1
+	}
+	return m
 }
 
-// cores is the shortest quantity that mhz makes the same figure of.
+// cores is what mhz makes the same figure of, in thousandths if they are exact
+// enough.
 func (c clock) cores(mhz int64) resource.Quantity {
-	for _, scale := range []resource.Scale{resource.Milli, resource.Micro} {
-		one := int64(1_000)
-		if scale == resource.Micro {
-			one = 1_000_000
-		}
-		q := resource.NewScaledQuantity(floor(mhz, c.zones, one, c.sum), scale)
-		if c.mhz(*q) == mhz {
-			return *q
-		}
+	n := big.NewInt(mhz)
+	milli := resource.NewScaledQuantity(nearest(n, c.zones*1_000, 1, c.sum), resource.Milli)
+	if c.mhz(*milli) == mhz {
+		return *milli
 	}
-	return *resource.NewScaledQuantity(floor(mhz, c.zones, 1_000_000_000, c.sum), resource.Nano)
+	return *resource.NewScaledQuantity(nearest(n, c.zones*1_000_000, 1, c.sum), resource.Micro)
 }
 
 const mebi = 1 << 20
 
 // mib rounds up.
-func mib(bytes resource.Quantity) int64 { return ceil(unscaled(bytes, 0), 1, 1, mebi) }
+func mib(bytes resource.Quantity) int64 { return clip(divUp(unscaled(bytes, 0), big.NewInt(mebi))) }
 
 func bytesOf(mib int64) resource.Quantity {
 	return *resource.NewQuantity(mib*mebi, resource.BinarySI)
@@ -80,23 +82,19 @@ func unscaled(q resource.Quantity, digits int64) *big.Int {
 	return divUp(n, power)
 }
 
-// ceil is n*a/(b*d), rounded up, at most the largest int64.
-func ceil(n *big.Int, a, b, d int64) int64 {
-	r := divUp(new(big.Int).Mul(n, big.NewInt(a)), new(big.Int).Mul(big.NewInt(b), big.NewInt(d)))
-	if !r.IsInt64() {
-		return 1<<63 - 1
-	}
-	return r.Int64()
+// nearest is n*a/(b*d), rounded to the nearest.
+func nearest(n *big.Int, a, b, d int64) int64 {
+	by := new(big.Int).Mul(big.NewInt(b), big.NewInt(d))
+	r := new(big.Int).Mul(n, big.NewInt(2*a))
+	return clip(r.Add(r, by).Div(r, by.Mul(by, big.NewInt(2))))
 }
 
-// floor is n*a*b/d, rounded down.
-func floor(n, a, b, d int64) int64 {
-	r := new(big.Int).Mul(big.NewInt(n), big.NewInt(a))
-	r.Mul(r, big.NewInt(b)).Div(r, big.NewInt(d))
-	if !r.IsInt64() {
+// clip is at most the largest int64.
+func clip(n *big.Int) int64 {
+	if !n.IsInt64() {
 		return 1<<63 - 1
 	}
-	return r.Int64()
+	return n.Int64()
 }
 
 // divUp rounds up; d is positive.

@@ -20,7 +20,8 @@ func TestMHz(t *testing.T) {
 		{one, "1", 2294},
 		{one, "4", 9176},
 		{one, "500m", 1147},
-		{one, "1m", 3}, // 2.294, rounded up
+		{one, "1m", 2}, // 2.294
+		{one, "3m", 7}, // 6.882
 		{one, "1n", 1},
 		{one, "0", 0},
 		{two, "1", 2500},
@@ -44,7 +45,7 @@ func TestCores(t *testing.T) {
 	}{
 		{one, 9176, "4"},
 		{one, 1147, "500m"},
-		{one, 5000, "2179598u"}, // thousandths are 2.3 MHz apart
+		{one, 5000, "2179599u"}, // thousandths are 2.3 MHz apart
 		{clock{sum: 1000, zones: 1}, 1500, "1500m"},
 		{clock{sum: 5000, zones: 2}, 5000, "2"},
 		{one, 0, "0"},
