@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/openatoll/atoll/supervisor/login"
+	"github.com/openatoll/atoll/supervisor/login/loginapi"
 )
 
 // KubernetesVersion is the release that the control plane is built from, used
@@ -22,6 +25,7 @@ const (
 	controllerManagerPort = 10257
 	schedulerPort         = 10259
 	dnsReadyPort          = 10354
+	tokenReviewPort       = 10355
 )
 
 // A Config is everything that Run must know. It is plain data: Run validates
@@ -40,6 +44,10 @@ type Config struct {
 	Address netip.Addr
 	// APIPort, DNSPort (udp and tcp) and MetricsPort are on Address.
 	APIPort, DNSPort, MetricsPort uint16
+	// LoginPort, on Address, is where users of vSphere sign in.
+	LoginPort uint16
+	// TokenLifetime is how long a login is good, 5 min to 24 h.
+	TokenLifetime time.Duration
 	// ServiceCIDR (a /12 to /28), PodCIDR and ClusterDomain are fixed when the
 	// data directory is first used; a later Run with others is refused.
 	ServiceCIDR, PodCIDR netip.Prefix
@@ -72,6 +80,8 @@ func Default(dataDir string) Config {
 		APIPort:           6443,
 		DNSPort:           53,
 		MetricsPort:       4443,
+		LoginPort:         loginapi.DefaultPort,
+		TokenLifetime:     login.DefaultTokenLifetime,
 		ServiceCIDR:       netip.MustParsePrefix("198.18.64.0/18"),
 		PodCIDR:           netip.MustParsePrefix("198.19.0.0/16"),
 		NodeMask:          24,
@@ -154,6 +164,10 @@ func (c Config) Validate() error {
 		return bad("Address", c.Address, "an IPv4 address of a link, neither unspecified nor loopback")
 	case c.APIPort == 0, c.DNSPort == 0, c.MetricsPort == 0:
 		return bad("APIPort, DNSPort or MetricsPort", 0, "1 to 65535")
+	case c.LoginPort == 0 || c.LoginPort == c.APIPort || c.LoginPort == c.DNSPort || c.LoginPort == c.MetricsPort:
+		return bad("LoginPort", c.LoginPort, "1 to 65535, and another port than APIPort, DNSPort and MetricsPort")
+	case c.TokenLifetime < 5*time.Minute || c.TokenLifetime > 24*time.Hour:
+		return bad("TokenLifetime", c.TokenLifetime, "5 min to 24 h")
 	case c.APIPort == c.DNSPort || c.APIPort == c.MetricsPort || c.DNSPort == c.MetricsPort:
 		return bad("MetricsPort", c.MetricsPort, "another port than APIPort and DNSPort, which differ too")
 	case !maskedIPv4(c.ServiceCIDR) || c.ServiceCIDR.Bits() < 12 || c.ServiceCIDR.Bits() > 28:
@@ -227,7 +241,7 @@ const (
 // ComponentHealth is the state of one component.
 type ComponentHealth struct {
 	// Name is etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
-	// dns, metrics-server or csr-approver.
+	// dns, metrics-server, csr-approver or login.
 	Name    string `json:"name"`
 	Healthy bool   `json:"healthy"`
 	// Message says what is wrong, or what the component answered.

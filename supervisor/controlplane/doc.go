@@ -1,6 +1,7 @@
 // Package controlplane runs a whole Kubernetes control plane in one process:
 // etcd, kube-apiserver, kube-controller-manager, kube-scheduler, CoreDNS,
-// metrics-server and the approver of kubelets' serving certificates.
+// metrics-server, the approver of kubelets' serving certificates and the server
+// that users of vSphere sign in at.
 //
 // The caller's view:
 //
@@ -30,6 +31,8 @@
 //	DIR/bootstrap.kubeconfig   what a node joins with, self-contained, 0600
 //	DIR/pki/                   authorities, certificates, keys, as kubeadm names them
 //	DIR/pki/encryption.yaml    key for Secrets at rest, 0600
+//	DIR/pki/login/             keys that users' tokens are signed with, 0600
+//	DIR/login/revoked          tokens that were given back
 //	DIR/pki/kubeconfig/        the components' own kubeconfigs
 //	DIR/etcd/                  etcd's data
 //	DIR/log/audit.log          who changed what (metadata only), rotated
@@ -39,6 +42,7 @@
 //	Address:6443   kube-apiserver       (Config.APIPort)
 //	Address:53     CoreDNS, udp and tcp (Config.DNSPort)
 //	Address:4443   metrics-server       (Config.MetricsPort)
+//	Address:6444   logins of users      (Config.LoginPort)
 //	127.0.0.1:10257 controller manager, 127.0.0.1:10259 scheduler,
-//	127.0.0.1:10354 CoreDNS' readiness
+//	127.0.0.1:10354 CoreDNS' readiness, 127.0.0.1:10355 reviews of users' tokens
 package controlplane

@@ -26,7 +26,7 @@ import (
 const checkTimeout = 2 * time.Second
 
 // componentNames in the order in which Health reports.
-var componentNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver"}
+var componentNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver", "login"}
 
 // Health asks the running control plane for the state of every component,
 // over a socket under cfg.RunDir: the caller may be in any network namespace.
@@ -162,6 +162,7 @@ func (s *supervisor) report(ctx context.Context) []ComponentHealth {
 		"dns":            func() (string, error) { return s.checkDNS(ctx) },
 		"metrics-server": func() (string, error) { return s.checkMetrics(ctx) },
 		"csr-approver":   s.checkApprover,
+		"login":          func() (string, error) { return "serving", s.get(ctx, c.loginURL()+"/healthz") },
 	}
 	out := make([]ComponentHealth, len(componentNames))
 	var wg sync.WaitGroup

@@ -30,6 +30,10 @@ const (
 	metricsServer     = "metrics-server"
 	csrApprover       = "csr-approver"
 	podMirror         = "pod-mirror"
+	loginIdentity     = "login"
+	// tokenReview is a kubeconfig without an identity at the API server: with it
+	// the API server asks the login server.
+	tokenReview = "token-review"
 )
 
 // User names of Atoll's own components; manifests.yaml binds them.
@@ -38,6 +42,7 @@ const (
 	metricsServerUser = "system:metrics-server"
 	csrApproverUser   = "atoll:csr-approver"
 	podMirrorUser     = "atoll:pod-mirror"
+	loginUser         = "atoll:login"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 	adminUser         = "kubernetes-admin"
 	adminGroup        = "kubeadm:cluster-admins"
@@ -58,6 +63,7 @@ var identities = []identity{
 	{metricsServer, metricsServerUser, nil},
 	{csrApprover, csrApproverUser, nil},
 	{podMirror, podMirrorUser, nil},
+	{loginIdentity, loginUser, nil},
 }
 
 // apiServerLeaf is the API server's serving certificate.
@@ -95,6 +101,7 @@ func (c Config) leaves() []pki.Leaf {
 		},
 		{File: "admin", CommonName: adminUser, Organizations: []string{adminGroup}, Client: true},
 	}
+	leaves = append(leaves, c.loginLeaves()...)
 	for _, id := range identities {
 		leaves = append(leaves, pki.Leaf{File: filepath.Join("kubeconfig", id.name), CommonName: id.user, Organizations: id.groups, Client: true})
 	}
@@ -140,6 +147,9 @@ func ensureIdentities(c Config, now time.Time) (renewed []string, err error) {
 		if err := writeKubeconfig(c, c.componentKubeconfig(id.name), id.user, auth, nil); err != nil {
 			return renewed, err
 		}
+	}
+	if err := writeTokenReviewKubeconfig(c); err != nil {
+		return renewed, err
 	}
 	return renewed, writeAdminKubeconfig(c, ca.PEM())
 }

@@ -35,6 +35,11 @@ func (c Config) apiServerArgs() []string {
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--enable-bootstrap-token-auth=true",
+		// Users' tokens (docs/decisions/0016-login.md). No cache of its own beside
+		// the ten seconds of the API server's: a logout should not take longer.
+		"--authentication-token-webhook-config-file=" + c.componentKubeconfig(tokenReview),
+		"--authentication-token-webhook-version=v1",
+		"--authentication-token-webhook-cache-ttl=0s",
 		"--allow-privileged=true",
 		"--kubelet-client-certificate=" + c.pkiPath("apiserver-kubelet-client.crt"),
 		"--kubelet-client-key=" + c.pkiPath("apiserver-kubelet-client.key"),

@@ -31,9 +31,11 @@ func (c Config) ports() []port {
 		{"tcp", netip.AddrPortFrom(c.Address, c.DNSPort), "DNS", stop + " or make it listen on its own addresses instead of on all"},
 		{"udp", netip.AddrPortFrom(c.Address, c.DNSPort), "DNS", stop + " or make it listen on its own addresses instead of on all"},
 		{"tcp", netip.AddrPortFrom(c.Address, c.MetricsPort), "metrics-server", stop + " or choose another metrics port"},
+		{"tcp", netip.AddrPortFrom(c.Address, c.LoginPort), "logins", stop + " or choose another login port"},
 		{"tcp", netip.AddrPortFrom(loopback, controllerManagerPort), "the controller manager", stop + " or run isolated"},
 		{"tcp", netip.AddrPortFrom(loopback, schedulerPort), "the scheduler", stop + " or run isolated"},
 		{"tcp", netip.AddrPortFrom(loopback, dnsReadyPort), "DNS readiness", stop + " or run isolated"},
+		{"tcp", netip.AddrPortFrom(loopback, tokenReviewPort), "token reviews", stop + " or run isolated"},
 	}
 }
 

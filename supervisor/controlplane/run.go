@@ -207,6 +207,10 @@ func (s *supervisor) startAll(ctx context.Context) error {
 		return err
 	}
 
+	if err := s.startLogin(); err != nil {
+		return err
+	}
+
 	// Upstream applies its logging options in every component; in one process
 	// the later ones must find that it is done.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged

@@ -1,0 +1,424 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	jose "gopkg.in/go-jose/go-jose.v2"
+	"gopkg.in/go-jose/go-jose.v2/jwt"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/supervisor/login/client"
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
+)
+
+const adasPassword = "correct horse battery staple"
+
+// TestLogin signs users of a vCenter in at a whole control plane, and works with
+// what they get.
+func TestLogin(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a control plane")
+	}
+	cfg := testConfig(t)
+	s := startServer(t, cfg)
+	admin := clientFrom(t, restFrom(t, cfg.Kubeconfig()))
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	l := &loginTest{t: t, cfg: cfg, kubeconfig: kubeconfig}
+
+	// Without a vCenter nobody can sign in, and nobody is told that a password
+	// is wrong.
+	if _, err := l.login("ada@vsphere.local", adasPassword); !errdefs.IsUnavailable(err) {
+		t.Errorf("without a Supervisor: %v", err)
+	}
+	vc := l.startVCenter()
+	l.createSupervisor(vc)
+	l.createNamespaces(admin)
+	eventually(t, "the Supervisor is found", func() error {
+		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
+		return err
+	})
+
+	l.checkTrust(vc)
+	l.checkAccess()
+	l.checkTokens(admin)
+	l.checkLockout()
+	first := l.token("shop")
+	l.checkLogout()
+
+	// A crash forgets neither who is signed in nor who signed out.
+	if _, err := l.login("ada@vsphere.local", adasPassword); err != nil {
+		t.Fatal(err)
+	}
+	s.kill(t)
+	startServer(t, cfg)
+	if err := l.listPods("shop"); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := l.listPodsWith(first, "shop"); !apierrors.IsUnauthorized(err) {
+		t.Errorf("after a restart, a token that was given back: %v", err)
+	}
+	l.checkSecrets()
+}
+
+type loginTest struct {
+	t          *testing.T
+	cfg        Config
+	kubeconfig string
+}
+
+func (l *loginTest) options(user, password string) client.Options {
+	return client.Options{
+		Server: l.cfg.loginURL(), User: user, CAFile: l.cfg.ClientCAFile(), Kubeconfig: l.kubeconfig,
+		Password: func() (string, error) { return password, nil },
+	}
+}
+
+func (l *loginTest) login(user, password string) (client.Result, error) {
+	return client.Login(l.t.Context(), l.options(user, password))
+}
+
+// token is what the kubeconfig has for a context.
+func (l *loginTest) token(kubeContext string) string {
+	l.t.Helper()
+	have, err := clientcmd.LoadFromFile(l.kubeconfig)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	c := have.Contexts[kubeContext]
+	if c == nil {
+		l.t.Fatalf("no context %s", kubeContext)
+	}
+	return have.AuthInfos[c.AuthInfo].Token
+}
+
+// listPods does what `kubectl --context CONTEXT get pods` does.
+func (l *loginTest) listPods(kubeContext string) error {
+	l.t.Helper()
+	loaded := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+		&clientcmd.ClientConfigLoadingRules{ExplicitPath: l.kubeconfig}, &clientcmd.ConfigOverrides{CurrentContext: kubeContext})
+	cfg, err := loaded.ClientConfig()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	namespace, _, err := loaded.Namespace()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_, err = clientFrom(l.t, cfg).CoreV1().Pods(namespace).List(l.t.Context(), metav1.ListOptions{})
+	return err
+}
+
+// listPodsWith takes any token and namespace.
+func (l *loginTest) listPodsWith(token, namespace string) error {
+	l.t.Helper()
+	cfg := restFrom(l.t, l.cfg.Kubeconfig())
+	cfg.CertData, cfg.KeyData, cfg.BearerToken = nil, nil, token
+	_, err := clientFrom(l.t, cfg).CoreV1().Pods(namespace).List(l.t.Context(), metav1.ListOptions{})
+	return err
+}
+
+func (l *loginTest) startVCenter() *vcsim.Server {
+	l.t.Helper()
+	vc, err := vcsim.New(vcsim.Config{Dir: l.t.TempDir()})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() {
+		if err := vc.Close(); err != nil {
+			l.t.Error(err)
+		}
+	})
+	for _, user := range []string{"Ada", "bob", "eve"} {
+		if err := vc.Users().Set(user, adasPassword); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	if err := vc.Users().SetGroup("Shop-Devs", "Ada"); err != nil {
+		l.t.Fatal(err)
+	}
+	return vc
+}
+
+// createSupervisor names the vCenter to the cluster.
+func (l *loginTest) createSupervisor(vc *vcsim.Server) {
+	l.t.Helper()
+	dyn, err := dynamic.NewForConfig(restFrom(l.t, l.cfg.Kubeconfig()))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	text, err := v1alpha1.CRDs.ReadFile("crds/atoll.dev_supervisors.yaml")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	crd := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal(text, &crd.Object); err != nil {
+		l.t.Fatal(err)
+	}
+	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	if _, err := dyn.Resource(crds).Create(l.t.Context(), crd, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		l.t.Fatal(err)
+	}
+	supervisor := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": v1alpha1.GroupVersion, "kind": "Supervisor", "metadata": map[string]any{"name": v1alpha1.SupervisorName},
+		"spec": map[string]any{
+			"vCenter": map[string]any{"server": vc.URL().Host, "thumbprint": vc.Thumbprint(), "credentialsSecret": map[string]any{"name": "vcenter"}},
+			"zones":   []any{map[string]any{"name": "zone-a", "cluster": "atoll"}},
+		},
+	}}
+	eventually(l.t, "Supervisor", func() error {
+		_, err := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisors")).Create(l.t.Context(), supervisor, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	})
+}
+
+// createNamespaces makes shop, which a group may edit; ops, which ada may view;
+// and lab, which only bob may.
+func (l *loginTest) createNamespaces(admin kubernetes.Interface) {
+	l.t.Helper()
+	for namespace, b := range map[string]struct{ kind, name, role string }{
+		"shop": {rbacv1.GroupKind, "sso:shop-devs@vsphere.local", "edit"},
+		"ops":  {rbacv1.UserKind, "sso:ada@vsphere.local", "view"},
+		"lab":  {rbacv1.UserKind, "sso:bob@vsphere.local", "edit"},
+	} {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
+		if _, err := admin.CoreV1().Namespaces().Create(l.t.Context(), ns, metav1.CreateOptions{}); err != nil {
+			l.t.Fatal(err)
+		}
+		binding := &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "access"},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: b.role},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: b.kind, Name: b.name}},
+		}
+		if _, err := admin.RbacV1().RoleBindings(namespace).Create(l.t.Context(), binding, metav1.CreateOptions{}); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// checkTrust: nobody is asked for a password before the server is trusted.
+func (l *loginTest) checkTrust(vc *vcsim.Server) {
+	t := l.t
+	t.Helper()
+	wrong := filepath.Join(t.TempDir(), "other-ca.crt")
+	if err := os.WriteFile(wrong, vc.CA(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, ca := range map[string]string{"another authority": wrong, "the host's authorities": ""} {
+		o := l.options("ada@vsphere.local", adasPassword)
+		o.CAFile = ca
+		o.Password = func() (string, error) {
+			t.Errorf("%s: asked for the password", name)
+			return "", errors.New("not asked for")
+		}
+		if _, err := client.Login(t.Context(), o); !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "--ca-file") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := os.Stat(l.kubeconfig); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a kubeconfig was made all the same: %v", err)
+	}
+}
+
+// checkAccess: the contexts are those that RoleBindings open, and only they are
+// open.
+func (l *loginTest) checkAccess() {
+	t := l.t
+	t.Helper()
+	r, err := l.login(`VSPHERE.LOCAL\aDA`, adasPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := l.cfg.Address.String()
+	if got := strings.Join(r.Contexts, " "); got != host+" ops shop" || r.User != "ada@vsphere.local" || r.Current != host || r.Warning != "" {
+		t.Errorf("login: %+v", r)
+	}
+	if left := time.Until(r.Expires); left > 10*time.Hour || left < 10*time.Hour-time.Minute {
+		t.Errorf("expires in %s", left)
+	}
+	if st, err := os.Stat(l.kubeconfig); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("kubeconfig: %v, %v", st, err)
+	}
+	token := l.token("shop")
+	for name, err := range map[string]error{"shop": l.listPods("shop"), "ops": l.listPods("ops")} {
+		if err != nil {
+			t.Errorf("in %s: %v", name, err)
+		}
+	}
+	for _, namespace := range []string{"lab", "kube-system", ""} {
+		if err := l.listPodsWith(token, namespace); !apierrors.IsForbidden(err) {
+			t.Errorf("in namespace %q: %v", namespace, err)
+		}
+	}
+	if err := l.listPodsWith(token, "lab"); err == nil || !strings.Contains(err.Error(), `"sso:ada@vsphere.local"`) {
+		t.Errorf("forbidden, to whom? %v", err)
+	}
+}
+
+// checkTokens: the API server takes no token that is not good.
+func (l *loginTest) checkTokens(admin kubernetes.Interface) {
+	t := l.t
+	t.Helper()
+	now := time.Now()
+	good := l.sign(now.Add(-time.Hour), now.Add(time.Hour))
+	if err := l.listPodsWith(good, "ops"); err != nil {
+		t.Errorf("a token made here, by the keys in the data directory: %v", err)
+	}
+	parts := strings.Split(good, ".")
+	for name, token := range map[string]string{
+		"expired":         l.sign(now.Add(-11*time.Hour), now.Add(-time.Second)),
+		"of the future":   l.sign(now.Add(time.Hour), now.Add(2*time.Hour)),
+		"wrong signature": parts[0] + "." + parts[1] + "." + strings.Repeat("A", len(parts[2])),
+		"no token":        "abc",
+	} {
+		if err := l.listPodsWith(token, "ops"); !apierrors.IsUnauthorized(err) {
+			t.Errorf("a token that is %s: %v", name, err)
+		}
+	}
+	// Service accounts' tokens do not go through the login server.
+	_, err := admin.CoreV1().ServiceAccounts("ops").Get(t.Context(), "default", metav1.GetOptions{})
+	if err != nil {
+		t.Errorf("the administrator: %v", err)
+	}
+}
+
+// sign makes a token of ada's.
+func (l *loginTest) sign(issued, expires time.Time) string {
+	t := l.t
+	t.Helper()
+	files, err := filepath.Glob(l.cfg.pkiPath("login", "*.key"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("keys: %v, %v", files, err)
+	}
+	if st, err := os.Stat(files[0]); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%s: %v, %v", files[0], st, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, id, _ := strings.Cut(strings.TrimSuffix(filepath.Base(files[0]), ".key"), "-")
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: id}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.Signed(signer).Claims(jwt.Claims{
+		Issuer: l.cfg.loginURL(), Subject: "ada@vsphere.local", Audience: jwt.Audience{"atoll-supervisor"}, ID: strings.Repeat("0", 32),
+		IssuedAt: jwt.NewNumericDate(issued), Expiry: jwt.NewNumericDate(expires),
+	}).CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// checkLockout: wrong passwords all look alike, and five of them lock.
+func (l *loginTest) checkLockout() {
+	t := l.t
+	t.Helper()
+	tries := []string{"eve@vsphere.local", "eve@vsphere.local", `VSPHERE.LOCAL\EVE`, "Eve", "eve@vsphere.local", "nobody@vsphere.local"}
+	errs, took := make([]error, len(tries)), make([]time.Duration, len(tries))
+	var wg sync.WaitGroup
+	for i, user := range tries {
+		wg.Go(func() {
+			began := time.Now()
+			o := l.options(user, "wrong")
+			_, errs[i] = client.Login(t.Context(), o)
+			took[i] = time.Since(began)
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if !errdefs.IsUnauthorized(err) || err.Error() != errs[0].Error() || took[i] < time.Second {
+			t.Errorf("%s with a wrong password, after %s: %v", tries[i], took[i], err)
+		}
+	}
+	if _, err := l.login("eve@vsphere.local", adasPassword); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "wait") {
+		t.Errorf("the right one after five wrong ones: %v", err)
+	}
+	if _, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local")); err != nil {
+		t.Errorf("another user: %v", err)
+	}
+}
+
+// elsewhere is a login into a kubeconfig of its own.
+func (l *loginTest) elsewhere(user string) client.Options {
+	o := l.options(user, adasPassword)
+	o.Kubeconfig = filepath.Join(l.t.TempDir(), "config")
+	return o
+}
+
+// checkLogout: the token is good no more, and its contexts are gone.
+func (l *loginTest) checkLogout() {
+	t := l.t
+	t.Helper()
+	token := l.token("shop")
+	done, err := client.Logout(context.Background(), "", l.kubeconfig)
+	if err != nil || len(done) != 1 || done[0].NotRevoked != nil || done[0].User != "ada@vsphere.local" {
+		t.Fatalf("logout: %+v, %v", done, err)
+	}
+	have, err := clientcmd.LoadFromFile(l.kubeconfig)
+	if err != nil || len(have.Clusters)+len(have.Contexts)+len(have.AuthInfos) != 0 || have.CurrentContext != "" {
+		t.Errorf("left in the kubeconfig: %+v, %v", have, err)
+	}
+	eventually(t, "401 for the token that was given back", func() error {
+		if err := l.listPodsWith(token, "shop"); !apierrors.IsUnauthorized(err) {
+			return errors.New("it is still good")
+		}
+		return nil
+	})
+}
+
+// checkSecrets: no password and no token is in any log.
+func (l *loginTest) checkSecrets() {
+	t := l.t
+	t.Helper()
+	log, err := os.ReadFile(l.cfg.DataDir + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`msg="signed in"`, `msg="login refused"`, `msg="signed out"`, "user=ada@vsphere.local"} {
+		if !strings.Contains(string(log), want) {
+			t.Errorf("the log has no %s", want)
+		}
+	}
+	audit, err := os.ReadFile(filepath.Join(l.cfg.DataDir, "log", "audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(l.token("shop"), ".")
+	for name, content := range map[string]string{"supervisor's log": string(log), "audit log": string(audit)} {
+		for _, secret := range []string{adasPassword, head} {
+			if strings.Contains(content, secret) {
+				t.Errorf("a secret is in the %s", name)
+			}
+		}
+	}
+}
