@@ -195,6 +195,8 @@ var forbidden = []struct{ program, dep, why string }{
 	{"cmd/podinit", "k8s.io/client-go", "it is in the memory of every pod"},
 	{"cmd/podinit", "github.com/vmware/govmomi", "it is in the memory of every pod"},
 	{"cmd/podinit", "github.com/containerd/containerd/v2/client", "it is in the memory of every pod"},
+	{"cmd/kubectl-atoll", "k8s.io/kubernetes", "users take it to machines of their own"},
+	{"cmd/kubectl-atoll", "github.com/vmware/govmomi", "users take it to machines of their own"},
 	{"cri", "k8s.io/kubernetes", "any CRI client can use it"},
 	{"vmpod", "k8s.io/kubernetes", "drivers know nothing of the kubelet"},
 }
