@@ -4,20 +4,20 @@
 //
 // The Pod is the truth and a mirror is a picture of it: what it shows comes
 // from the Pod and from the annotations that the pod's node wrote on it
-// (api/v1alpha1, PodVMAnnotations). A pod whose node has not named its VM has no
-// mirror.
+// (v1alpha1.PodVMAnnotations). A pod whose node has not named its VM has no
+// mirror, nor has one whose namespace has no resource pool.
 package podmirror
 
 import (
 	"context"
+	"net/netip"
 )
 
 // An Inventory is the vCenter that shows mirrors. Errors wrap errdefs classes.
-// Its methods may be called side by side, but for one UUID one at a time.
+// Its methods may be called side by side, for one UUID one at a time.
 type Inventory interface {
 	// Mirror has the inventory show vm as it is now. It is idempotent on
-	// VM.UUID: what is there already is changed, never doubled. It is
-	// ErrFailedPrecondition while the namespace has no pool and folder there.
+	// VM.UUID: what is there already is changed, never doubled.
 	Mirror(ctx context.Context, vm VM) (Ref, error)
 	// Unmirror takes a mirror away; one that is not there is taken away already.
 	// It touches no VM that is not a mirror.
@@ -33,64 +33,46 @@ type Ref struct {
 	VCenter string // the inventory's instance UUID
 }
 
-// Power is whether a VM runs.
-type Power string
-
-// Power states.
-const (
-	On  Power = "poweredOn"
-	Off Power = "poweredOff"
-)
-
 // A VM is what a mirror shows: plain data.
 type VM struct {
 	// UUID is the instance UUID, the Pod's PodVMUUIDAnnotation.
 	UUID string
-	// PodUID, Namespace and Pod name the Pod; the VM has the pod's name, in the
-	// namespace's pool and folder.
-	PodUID, Namespace, Pod string
-	CPUs                   int32
-	MemoryMiB              int64
-	Power                  Power
+	// Name is unique in the folder: the pod's, shortened if it is longer than
+	// vSphere allows.
+	Name   string
+	CPUs   int
+	Memory int64 // bytes
+	On     bool
+	// IP is the pod's; invalid while it has none.
+	IP netip.Addr
 	// Host is the Node's name.
 	Host string
-	// HostName is the guest's own name.
-	HostName string
-	// Addresses are the pod's, the one that counts first; none while it has
-	// none.
-	Addresses []string
-	// MAC is that of its interface, as net.HardwareAddr prints it; may be empty.
-	MAC string
-	// DiskUUID is that of its writable disk; may be empty.
-	DiskUUID string
-	// Annotations are shown with the VM, as extraConfig: those of the Pod that
-	// name its VM, and what is of use to an administrator.
+	// Pool and Folder are the namespace's, as managed object ids.
+	Pool, Folder string
+	// Annotations are shown as the VM's extra configuration: those of the Pod
+	// that name its VM, and AnnotationPod and the like.
 	Annotations map[string]string
-	// Note is one line for people.
-	Note string
+	// Notes is a line for people.
+	Notes string
 }
+
+// Keys of VM.Annotations, beside those of the Pod.
+const (
+	AnnotationPod       = "atoll.pod"       // "<namespace>/<name>"
+	AnnotationPodUID    = "atoll.pod.uid"   // metadata.uid
+	AnnotationPodPhase  = "atoll.pod.phase" // status.phase
+	AnnotationCreatedBy = "atoll.managed-by"
+)
 
 // A PowerOp is what somebody asks of a mirror in the inventory.
 type PowerOp string
 
-// Operations that an inventory passes on. All others change what only the Pod
-// can say, and an inventory refuses them itself with Refusal.
+// Power operations.
 const (
-	OpPowerOff PowerOp = "PowerOffVM"
-	OpShutdown PowerOp = "ShutdownGuest"
-	OpPowerOn  PowerOp = "PowerOnVM"
-	OpReset    PowerOp = "ResetVM"
-	OpReboot   PowerOp = "RebootGuest"
-	OpSuspend  PowerOp = "SuspendVM"
-	OpStandby  PowerOp = "StandbyGuest"
-	OpDestroy  PowerOp = "Destroy"
+	PowerOn       PowerOp = "on"
+	PowerOff      PowerOp = "off"
+	PowerReset    PowerOp = "reset"
+	PowerSuspend  PowerOp = "suspend"
+	GuestShutdown PowerOp = "shutdown"
+	GuestReboot   PowerOp = "reboot"
 )
-
-// A PowerRequest is one such operation on one mirror.
-type PowerRequest struct {
-	Op   PowerOp
-	UUID string // of the mirror
-	// User asks, as vSphere names him: "alice@vsphere.local". The inventory has
-	// checked that its permissions let him.
-	User string
-}
