@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"net/http"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -34,14 +35,20 @@ func (e Entity) String() string {
 // Root is the root folder: what holds for the whole vCenter.
 var Root = Entity{Kind: "Folder"}
 
-// An Authorizer knows what users may do in vCenter.
-type Authorizer interface {
-	// Allowed tells for each entity whether the user (a Session's) holds the
-	// privilege there, by himself or by a group. An entity that is not there is
-	// ErrNotFound; a vCenter that does not answer, or answers that the
-	// supervisor may not ask, is ErrUnavailable.
+// A VCenter knows users and what they may do.
+type VCenter interface {
+	// Caller is who sent a request, by the session that it shows as vSphere's
+	// clients do: "alice@vsphere.local". It is false for anyone else. The session
+	// does not expire while it is asked about.
+	Caller(r *http.Request) (user string, ok bool)
+	// Allowed tells for each entity whether a Caller holds the privilege there,
+	// by himself or by a group. An entity that is not there is ErrNotFound; a
+	// vCenter that does not answer, or does not answer the supervisor, is
+	// ErrUnavailable.
 	Allowed(ctx context.Context, user, privilege string, entities []Entity) ([]bool, error)
 }
+
+var errNoSession = problemf(errdefs.ErrUnauthenticated, "This call needs a session: POST /api/session with a user and password of vCenter's, and send the id that it returns as vmware-api-session-id.")
 
 // A scope is where a right is looked up. Objects of the inventory may be gone,
 // changed by hand and not yet mended: then it is above them.
@@ -54,17 +61,17 @@ type scope struct {
 // entity of the scope.
 func (h *Handler) require(r *call, privilege, what string, s scope) error {
 	entities := s.entities
-	allowed, err := h.authorizer.Allowed(r.Context(), r.session.User, privilege, entities)
+	allowed, err := h.vcenter.Allowed(r.Context(), r.user, privilege, entities)
 	if errdefs.IsNotFound(err) && s.above != nil {
 		entities = s.above
-		allowed, err = h.authorizer.Allowed(r.Context(), r.session.User, privilege, entities)
+		allowed, err = h.vcenter.Allowed(r.Context(), r.user, privilege, entities)
 	}
 	if err != nil {
 		return err
 	}
 	for i, ok := range allowed {
 		if !ok {
-			return problemf(errdefs.ErrPermissionDenied, "User %s lacks the privilege %s on %s, which is needed %s.", r.session.User, privilege, entities[i], what)
+			return problemf(errdefs.ErrPermissionDenied, "User %s lacks the privilege %s on %s, which is needed %s.", r.user, privilege, entities[i], what)
 		}
 	}
 	if len(allowed) == 0 || len(allowed) != len(entities) {
@@ -82,7 +89,7 @@ func (h *Handler) granted(r *call, privilege string, scopes []scope) ([]bool, er
 	for _, s := range scopes {
 		flat = append(flat, s.entities...)
 	}
-	allowed, err := h.authorizer.Allowed(r.Context(), r.session.User, privilege, flat)
+	allowed, err := h.vcenter.Allowed(r.Context(), r.user, privilege, flat)
 	switch {
 	case errdefs.IsNotFound(err) && len(scopes) == 1:
 		err := h.require(r, privilege, "to see it", scope{entities: scopes[0].above})

@@ -28,11 +28,10 @@ const fieldOwner = client.FieldOwner("atoll-vsphere-rest")
 type Options struct {
 	// Client reads and writes the objects. It must not read from a cache: who
 	// has made a namespace expects to find it.
-	Client     client.Client
-	Sessions   Sessions
-	Authorizer Authorizer
-	Cluster    Cluster
-	Logger     *slog.Logger // nil: slog.Default()
+	Client  client.Client
+	VCenter VCenter
+	Cluster Cluster
+	Logger  *slog.Logger // nil: slog.Default()
 }
 
 // A Cluster is what the calls about clusters tell of Kubernetes.
@@ -46,17 +45,16 @@ type Cluster struct {
 // A Handler serves the calls of Routes. It keeps no state: every answer is read
 // from the API server and from vCenter.
 type Handler struct {
-	client     client.Client
-	sessions   Sessions
-	authorizer Authorizer
-	cluster    Cluster
-	log        *slog.Logger
-	mux        *http.ServeMux
+	client  client.Client
+	vcenter VCenter
+	cluster Cluster
+	log     *slog.Logger
+	mux     *http.ServeMux
 }
 
 // New makes no call.
 func New(o Options) *Handler {
-	h := &Handler{client: o.Client, sessions: o.Sessions, authorizer: o.Authorizer, cluster: o.Cluster, log: o.Logger, mux: http.NewServeMux()}
+	h := &Handler{client: o.Client, vcenter: o.VCenter, cluster: o.Cluster, log: o.Logger, mux: http.NewServeMux()}
 	if h.log == nil {
 		h.log = slog.Default()
 	}
@@ -67,8 +65,8 @@ func New(o Options) *Handler {
 	return h
 }
 
-// Patterns are those of net/http under which a server that has paths of its own
-// mounts a Handler. That of sessions is not among them: a vCenter has its own.
+// Patterns are those of net/http under which a vCenter mounts a Handler among
+// its own paths. Sessions are the vCenter's.
 func Patterns() []string {
 	return []string{
 		"/api/vcenter/namespaces/",
@@ -93,15 +91,14 @@ func noRoute(w http.ResponseWriter, r *http.Request) {
 // A call is one request and who makes it.
 type call struct {
 	*http.Request
-	w       http.ResponseWriter
-	session Session
+	user string
 }
 
 func (h *Handler) serve(route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := &call{Request: r, w: w}
+		c := &call{Request: r}
 		result, err := h.answer(route, c)
-		log := h.log.With("user", c.session.User, "method", r.Method, "path", r.URL.Path)
+		log := h.log.With("user", c.user, "method", r.Method, "path", r.URL.Path)
 		if err != nil {
 			if f := faultOf(err); f.status >= http.StatusInternalServerError {
 				log.WarnContext(r.Context(), "vSphere REST call failed", "err", err)
@@ -112,25 +109,20 @@ func (h *Handler) serve(route Route) http.Handler {
 			return
 		}
 		if r.Method != http.MethodGet {
-			log.InfoContext(r.Context(), "vSphere REST call made a change")
+			log.InfoContext(r.Context(), "vSphere REST call done")
 		}
-		switch {
-		case result == nil:
+		if result == nil {
 			w.WriteHeader(http.StatusNoContent)
-		case route.created:
-			writeJSON(w, http.StatusCreated, result)
-		default:
-			writeJSON(w, http.StatusOK, result)
+			return
 		}
+		writeJSON(w, http.StatusOK, result)
 	})
 }
 
 func (h *Handler) answer(route Route, c *call) (any, error) {
-	if !route.public {
-		var err error
-		if c.session, err = h.session(c.Request); err != nil {
-			return nil, err
-		}
+	var ok bool
+	if c.user, ok = h.vcenter.Caller(c.Request); !ok {
+		return nil, errNoSession
 	}
 	if action := c.URL.Query().Get("action"); action != "" && !slices.Contains(route.actions, action) {
 		return nil, problemf(errOperationNotFound, "There is no operation %s %s?action=%s.", c.Method, c.URL.Path, action)

@@ -95,7 +95,7 @@ func (h *Handler) zoneOf(r *call, sv *v1alpha1.Supervisor, cluster string) (v1al
 			return z, nil
 		}
 	}
-	if _, err := h.authorizer.Allowed(r.Context(), r.session.User, privilegeRead, []Entity{{Kind: "ClusterComputeResource", ID: cluster}}); err != nil {
+	if _, err := h.vcenter.Allowed(r.Context(), r.user, privilegeRead, []Entity{{Kind: "ClusterComputeResource", ID: cluster}}); err != nil {
 		return v1alpha1.ZoneStatus{}, err
 	}
 	return v1alpha1.ZoneStatus{}, problemf(errdefs.ErrNotImplemented, "Cluster %s is not enabled for namespaces: add it to the zones of the Supervisor object with kubectl.", cluster)

@@ -17,8 +17,6 @@ type Route struct {
 	// Object is what of Kubernetes the call reads or writes.
 	Object string
 
-	public  bool     // without a session
-	created bool     // answers 201
 	actions []string // values of ?action= that it takes, beside none
 	do      func(*Handler, *call) (any, error)
 }
@@ -44,10 +42,6 @@ const (
 )
 
 var routes = []Route{
-	{Method: http.MethodPost, Path: "/api/session", public: true, created: true, do: (*Handler).createSession},
-	{Method: http.MethodGet, Path: "/api/session", do: (*Handler).getSession},
-	{Method: http.MethodDelete, Path: "/api/session", do: (*Handler).deleteSession},
-
 	{Method: http.MethodGet, Path: instances, Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listInstances},
 	{Method: http.MethodPost, Path: instances, Privilege: privilegeConfigure + onCluster, Object: objNamespace, do: (*Handler).createInstance},
 	{Method: http.MethodGet, Path: instances + "/{namespace}", Privilege: privilegeRead + onNamespace, Object: objNamespace, do: (*Handler).getInstance},
