@@ -183,8 +183,8 @@ func reducePod(o any) (any, error) {
 	}
 	kept := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, DeletionTimestamp: pod.DeletionTimestamp},
-		Spec:       corev1.PodSpec{NodeName: pod.Spec.NodeName, TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds},
-		Status:     corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP},
+		Spec:       corev1.PodSpec{NodeName: pod.Spec.NodeName, Hostname: pod.Spec.Hostname, TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds},
+		Status:     corev1.PodStatus{Phase: pod.Status.Phase, PodIPs: pod.Status.PodIPs},
 	}
 	for _, k := range v1alpha1.PodVMAnnotations() {
 		if v, ok := pod.Annotations[k]; ok {

@@ -173,7 +173,7 @@ func TestPowerIsPassedOn(t *testing.T) {
 		client := fake.NewClientset(vmPod("shop", "web", uidA))
 		c := newCluster(t, inventory, client, supervisorNamespace(t, "shop", onlyPool()))
 		inventory.await(t, "shown", func(vms map[string]VM) bool { return len(vms) == 1 })
-		if err := c.Power(t.Context(), uidA, "ada@vsphere.local", op); err != nil {
+		if err := c.Power(t.Context(), PowerRequest{Op: op, UUID: uidA, User: "ada@vsphere.local"}); err != nil {
 			t.Fatalf("%s: %v", op, err)
 		}
 		inventory.await(t, "gone with its pod", func(vms map[string]VM) bool { return len(vms) == 0 })
@@ -185,7 +185,7 @@ func TestPowerIsPassedOn(t *testing.T) {
 				}
 			}
 		}
-		if err := c.Power(t.Context(), uidA, "ada@vsphere.local", op); !errdefs.IsNotFound(err) {
+		if err := c.Power(t.Context(), PowerRequest{Op: op, UUID: uidA, User: "ada@vsphere.local"}); !errdefs.IsNotFound(err) {
 			t.Errorf("%s once more: %v, want ErrNotFound", op, err)
 		}
 		c.stop()
@@ -197,8 +197,8 @@ func TestPowerIsRefusedWithAReason(t *testing.T) {
 	client := fake.NewClientset(vmPod("shop", "web", uidA))
 	c := newCluster(t, inventory, client, supervisorNamespace(t, "shop", onlyPool()))
 	inventory.await(t, "shown", func(vms map[string]VM) bool { return len(vms) == 1 })
-	for _, op := range []PowerOp{PowerOn, PowerReset, PowerSuspend, GuestReboot, "else"} {
-		err := c.Power(t.Context(), uidA, "ada@vsphere.local", op)
+	for _, op := range []PowerOp{PowerOn, PowerReset, PowerSuspend, GuestReboot, GuestStandby, Destroy, "else"} {
+		err := c.Power(t.Context(), PowerRequest{Op: op, UUID: uidA, User: "ada@vsphere.local"})
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "shop/web") || !strings.Contains(err.Error(), "kubectl") {
 			t.Errorf("%s: %v, want a refusal that names the pod and what to do", op, err)
 		}

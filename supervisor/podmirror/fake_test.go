@@ -105,10 +105,10 @@ const (
 func vmPod(namespace, name, uid string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid), Annotations: map[string]string{
-			v1alpha1.PodVMUUIDAnnotation: uid, v1alpha1.PodVMSizeAnnotation: `{"cpus":2,"memory":1073741824}`, v1alpha1.PodMACAnnotation: "02:00:00:00:00:01",
+			v1alpha1.PodVMUUIDAnnotation: uid, v1alpha1.PodVMSizeAnnotation: `{"cpus":2,"memory":1073741824}`, v1alpha1.PodMACAnnotation: "02:00:00:00:00:01", v1alpha1.PodEphemeralDiskAnnotation: uidB,
 		}},
 		Spec:   corev1.PodSpec{NodeName: "n1"},
-		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "198.19.0.5"},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "198.19.0.5"}}},
 	}
 }
 

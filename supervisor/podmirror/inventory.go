@@ -8,10 +8,7 @@
 // mirror, nor has one whose namespace has no resource pool.
 package podmirror
 
-import (
-	"context"
-	"net/netip"
-)
+import "context"
 
 // An Inventory is the vCenter that shows mirrors. Errors wrap errdefs classes.
 // Its methods may be called side by side, for one UUID one at a time.
@@ -39,21 +36,25 @@ type VM struct {
 	UUID string
 	// Name is unique in the folder: the pod's, shortened if it is longer than
 	// vSphere allows.
-	Name   string
-	CPUs   int
-	Memory int64 // bytes
-	On     bool
-	// IP is the pod's; invalid while it has none.
-	IP netip.Addr
+	Name string
+	// CPUs and MemoryMiB are the VM's size.
+	CPUs      int32
+	MemoryMiB int64
+	On        bool
+	// Addresses are the pod's, the one that counts first.
+	Addresses []string
+	// HostName is the guest's own name, MAC that of its interface, DiskUUID that
+	// of its writable disk; each may be empty.
+	HostName, MAC, DiskUUID string
 	// Host is the Node's name.
 	Host string
 	// Pool and Folder are the namespace's, as managed object ids.
 	Pool, Folder string
 	// Annotations are shown as the VM's extra configuration: those of the Pod
-	// that name its VM, and AnnotationPod and the like.
+	// that name its VM, and those below.
 	Annotations map[string]string
-	// Notes is a line for people.
-	Notes string
+	// Note is a line for people.
+	Note string
 }
 
 // Keys of VM.Annotations, beside those of the Pod.
@@ -69,10 +70,21 @@ type PowerOp string
 
 // Power operations.
 const (
-	PowerOn       PowerOp = "on"
-	PowerOff      PowerOp = "off"
-	PowerReset    PowerOp = "reset"
-	PowerSuspend  PowerOp = "suspend"
-	GuestShutdown PowerOp = "shutdown"
-	GuestReboot   PowerOp = "reboot"
+	PowerOn       PowerOp = "PowerOnVM"
+	PowerOff      PowerOp = "PowerOffVM"
+	PowerReset    PowerOp = "ResetVM"
+	PowerSuspend  PowerOp = "SuspendVM"
+	GuestShutdown PowerOp = "ShutdownGuest"
+	GuestReboot   PowerOp = "RebootGuest"
+	GuestStandby  PowerOp = "StandbyGuest"
+	Destroy       PowerOp = "Destroy"
 )
+
+// A PowerRequest is one such operation on one mirror.
+type PowerRequest struct {
+	Op   PowerOp
+	UUID string // of the mirror
+	// User asks, as vSphere names him: "alice@vsphere.local". The inventory has
+	// checked that its permissions let him.
+	User string
+}

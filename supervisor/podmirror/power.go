@@ -19,29 +19,29 @@ const afterGrace = 30 * time.Second
 // alternative (ErrFailedPrecondition); it never changes what the mirror shows,
 // which follows from the Pod.
 //
-// PowerOff and GuestShutdown delete the pod, with its own grace period, if user
-// (as vSphere names him; the inventory has checked that its permissions let
-// him) asked for it. PowerOff returns when the mirror is gone or off, or
+// PowerOff and GuestShutdown delete the pod, with its own grace period. Whether
+// the user may is for the inventory to know, where his roles in the namespace
+// are permissions. PowerOff returns when the mirror is gone or off, or
 // ErrUnavailable if that takes longer than the grace period and half a minute:
 // then the pod is being deleted all the same. GuestShutdown returns as soon as
 // the API server has accepted it, as vSphere's does.
-func (c *Controller) Power(ctx context.Context, uuid, user string, op PowerOp) (err error) {
-	defer func() { powerRequests.WithLabelValues(string(op), result(err)).Inc() }()
-	pod, ok := c.caches.podOfVM(uuid)
+func (c *Controller) Power(ctx context.Context, r PowerRequest) (err error) {
+	defer func() { powerRequests.WithLabelValues(string(r.Op), result(err)).Inc() }()
+	pod, ok := c.caches.podOfVM(r.UUID)
 	if !ok {
-		return fmt.Errorf("VM %s has no pod any more, and its mirror is about to go: look again in a moment: %w", uuid, errdefs.ErrNotFound)
+		return fmt.Errorf("VM %s has no pod any more, and its mirror is about to go: look again in a moment: %w", r.UUID, errdefs.ErrNotFound)
 	}
-	if why := refusal(op); why != "" {
-		return fmt.Errorf("VM %s is the pod %s/%s of Kubernetes: %s: %w", uuid, pod.Namespace, pod.Name, why, errdefs.ErrFailedPrecondition)
+	if why := refusal(r.Op); why != "" {
+		return fmt.Errorf("VM %s is the pod %s/%s of Kubernetes: %s: %w", r.UUID, pod.Namespace, pod.Name, why, errdefs.ErrFailedPrecondition)
 	}
-	changed := c.watch(uuid)
-	if err := c.delete(ctx, pod, user, op); err != nil {
+	changed := c.watch(r.UUID)
+	if err := c.delete(ctx, pod, r); err != nil {
 		return err
 	}
-	if op == GuestShutdown {
+	if r.Op == GuestShutdown {
 		return nil
 	}
-	return c.awaitOff(ctx, pod, uuid, changed)
+	return c.awaitOff(ctx, pod, r.UUID, changed)
 }
 
 // refusal says why an operation cannot be passed on; empty: it can.
@@ -53,14 +53,16 @@ func refusal(op PowerOp) string {
 		return "a pod that has ended does not run again; its workload makes another, or kubectl create does"
 	case PowerReset, GuestReboot:
 		return "a pod is not restarted in place; kubectl delete pod ends it and its workload makes another, kubectl rollout restart replaces all of a workload's"
-	case PowerSuspend:
+	case PowerSuspend, GuestStandby:
 		return "a pod cannot be suspended; kubectl scale --replicas=0 stops a workload"
+	case Destroy:
+		return "its VM goes with it; kubectl delete pod, or powering it off, ends both"
 	default:
 		return fmt.Sprintf("%q is no operation that a pod has; kubectl changes pods", op)
 	}
 }
 
-func (c *Controller) delete(ctx context.Context, pod *corev1.Pod, user string, op PowerOp) error {
+func (c *Controller) delete(ctx context.Context, pod *corev1.Pod, r PowerRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	uid := pod.UID
@@ -74,13 +76,13 @@ func (c *Controller) delete(ctx context.Context, pod *corev1.Pod, user string, o
 	case err != nil:
 		return fmt.Errorf("delete pod %s/%s: %v: %w", pod.Namespace, pod.Name, err, errdefs.ErrUnavailable)
 	}
-	c.log.Info("pod deleted from vSphere", "pod_uid", pod.UID, "pod", pod.Namespace+"/"+pod.Name, "op", op, "user", user)
+	c.log.Info("pod deleted from vSphere", "pod_uid", pod.UID, "pod", pod.Namespace+"/"+pod.Name, "op", r.Op, "user", r.User)
 	c.mu.Lock()
 	recorder := c.recorder
 	c.mu.Unlock()
 	if recorder != nil {
 		ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
-		recorder.Eventf(ref, corev1.EventTypeNormal, "PoweredOffInVSphere", "%s asked for %s of the pod's VM in vSphere: the pod is deleted", user, op)
+		recorder.Eventf(ref, corev1.EventTypeNormal, "PoweredOffInVSphere", "%s asked for %s of the pod's VM in vSphere: the pod is deleted", r.User, r.Op)
 	}
 	return nil
 }

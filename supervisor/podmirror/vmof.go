@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net/netip"
+	"math"
 	"strings"
 
 	"github.com/google/uuid"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
+
+const mib = 1 << 20
 
 // A place is where a pod's mirror goes.
 type place struct{ pool, folder string }
@@ -39,19 +41,22 @@ func vmOf(pod *corev1.Pod, at place) (vm VM, ok bool) {
 		return VM{}, false
 	}
 	var size v1alpha1.PodVMSize
-	if json.Unmarshal([]byte(pod.Annotations[v1alpha1.PodVMSizeAnnotation]), &size) != nil || size.CPUs < 1 || size.Memory < 1 {
+	if json.Unmarshal([]byte(pod.Annotations[v1alpha1.PodVMSizeAnnotation]), &size) != nil || size.CPUs < 1 || size.CPUs > math.MaxInt16 || size.Memory < 1 {
 		return VM{}, false
 	}
 	vm = VM{
-		UUID: id.String(), Name: vmName(pod.Name), CPUs: size.CPUs, Memory: size.Memory, On: running(pod),
+		UUID: id.String(), Name: vmName(pod.Name), CPUs: int32(size.CPUs), MemoryMiB: (size.Memory + mib - 1) / mib, On: running(pod),
+		HostName: hostName(pod), MAC: pod.Annotations[v1alpha1.PodMACAnnotation], DiskUUID: pod.Annotations[v1alpha1.PodEphemeralDiskAnnotation],
 		Host: pod.Spec.NodeName, Pool: at.pool, Folder: at.folder,
 		Annotations: map[string]string{
 			AnnotationPod: pod.Namespace + "/" + pod.Name, AnnotationPodUID: string(pod.UID),
 			AnnotationPodPhase: string(pod.Status.Phase), AnnotationCreatedBy: "atoll.dev/pod-mirror",
 		},
-		Notes: fmt.Sprintf("Pod %s/%s on node %s. Change it with kubectl; powering it off here deletes the pod.", pod.Namespace, pod.Name, pod.Spec.NodeName),
+		Note: fmt.Sprintf("Pod %s/%s on node %s. Change it with kubectl; powering it off here deletes the pod.", pod.Namespace, pod.Name, pod.Spec.NodeName),
 	}
-	vm.IP, _ = netip.ParseAddr(pod.Status.PodIP)
+	for _, ip := range pod.Status.PodIPs {
+		vm.Addresses = append(vm.Addresses, ip.IP)
+	}
 	for _, k := range v1alpha1.PodVMAnnotations() {
 		if v, ok := pod.Annotations[k]; ok && k != v1alpha1.PodVMMoIDAnnotation { // the inventory knows that itself
 			vm.Annotations[k] = v
@@ -72,6 +77,18 @@ func running(pod *corev1.Pod) bool {
 		}
 	}
 	return true
+}
+
+// hostName is what the guest calls itself: the kubelet cuts at 63 characters.
+func hostName(pod *corev1.Pod) string {
+	name := pod.Name
+	if pod.Spec.Hostname != "" {
+		name = pod.Spec.Hostname
+	}
+	if len(name) > 63 {
+		name = strings.TrimRight(name[:63], "-.")
+	}
+	return name
 }
 
 // maxVMName is the longest name that vSphere gives a VM, in characters.

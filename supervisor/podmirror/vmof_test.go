@@ -1,7 +1,7 @@
 package podmirror
 
 import (
-	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,7 +30,7 @@ func TestVMOf(t *testing.T) {
 		"of no known size":   {func(p *corev1.Pod) { delete(p.Annotations, v1alpha1.PodVMSizeAnnotation) }, false, false},
 		"of no size":         {func(p *corev1.Pod) { p.Annotations[v1alpha1.PodVMSizeAnnotation] = "{}" }, false, false},
 		"on no node":         {func(p *corev1.Pod) { p.Spec.NodeName = "" }, false, false},
-		"without an address": {func(p *corev1.Pod) { p.Status.PodIP = "" }, true, true},
+		"without an address": {func(p *corev1.Pod) { p.Status.PodIPs = nil }, true, true},
 	} {
 		pod := vmPod("shop", "web", uidA)
 		tc.change(pod)
@@ -42,7 +42,7 @@ func TestVMOf(t *testing.T) {
 	pod := vmPod("shop", "web", uidA)
 	pod.Annotations[v1alpha1.PodVMMoIDAnnotation] = "vm-1:x"
 	vm, _ := vmOf(pod, at)
-	if vm.UUID != uidA || vm.Name != "web" || vm.CPUs != 2 || vm.Memory != 1<<30 || vm.IP != netip.MustParseAddr("198.19.0.5") || vm.Host != "n1" || vm.Pool != "resgroup-1" || vm.Folder != "group-2" {
+	if vm.UUID != uidA || vm.Name != "web" || vm.CPUs != 2 || vm.MemoryMiB != 1024 || !slices.Equal(vm.Addresses, []string{"198.19.0.5"}) || vm.HostName != "web" || vm.MAC != "02:00:00:00:00:01" || vm.DiskUUID != uidB || vm.Host != "n1" || vm.Pool != "resgroup-1" || vm.Folder != "group-2" {
 		t.Errorf("%+v", vm)
 	}
 	for k, want := range map[string]string{
