@@ -3,6 +3,7 @@ package login
 import (
 	"encoding/xml"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -53,7 +54,9 @@ func readAssertion(token string, want sso.Principal, now time.Time) (Identity, e
 	if err != nil {
 		return bad("names no user")
 	}
-	if user != want {
+	// A domain's short name is vCenter's to resolve.
+	short := !strings.Contains(want.Domain, ".") && user.Name == want.Name
+	if user != want && !short {
 		return bad(fmt.Sprintf("is for %s, not for %s", user, want))
 	}
 	from, err1 := time.Parse(time.RFC3339Nano, a.Conditions.NotBefore)
