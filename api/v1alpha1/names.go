@@ -98,5 +98,5 @@ const (
 	ReasonDrift                 = "Drift"            // somebody changed what the spec decides
 	ReasonQuotaEdited           = "QuotaEdited"
 	ReasonPolicyGone            = "StoragePolicyGone"
-	ReasonInternal              = "InternalError"
+	ReasonInvalidSpec           = "InvalidSpec"
 )

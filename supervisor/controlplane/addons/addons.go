@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"strings"
 	"text/template"
@@ -22,6 +23,8 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 // FieldManager owns the applied fields.
@@ -65,6 +68,7 @@ var resources = map[schema.GroupKind]struct {
 	{Group: "rbac.authorization.k8s.io", Kind: "RoleBinding"}:                         {"rolebindings", true},
 	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRole"}:                         {"clusterroles", false},
 	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRoleBinding"}:                  {"clusterrolebindings", false},
+	{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:                 {"customresourcedefinitions", false},
 	{Group: "apiregistration.k8s.io", Kind: "APIService"}:                             {"apiservices", false},
 	{Group: "node.k8s.io", Kind: "RuntimeClass"}:                                      {"runtimeclasses", false},
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingAdmissionPolicy"}:          {"mutatingadmissionpolicies", false},
@@ -75,7 +79,10 @@ var resources = map[schema.GroupKind]struct {
 
 // Objects renders the manifests.
 func Objects(v Values) ([]*unstructured.Unstructured, error) {
-	var objects []*unstructured.Unstructured
+	objects, err := crds()
+	if err != nil {
+		return nil, fmt.Errorf("CRDs: %w", err)
+	}
 	for _, file := range manifestFiles {
 		more, err := objectsOf(file, v)
 		if err != nil {
@@ -91,7 +98,32 @@ func objectsOf(file string, v Values) ([]*unstructured.Unstructured, error) {
 	if err := templates.ExecuteTemplate(&text, file, v); err != nil {
 		return nil, err
 	}
-	reader := utilyaml.NewYAMLReader(bufio.NewReader(&text))
+	return parse(&text)
+}
+
+// crds come first: the API server takes a moment to serve their kinds.
+func crds() ([]*unstructured.Unstructured, error) {
+	names, err := fs.Glob(v1alpha1.CRDs, "crds/*.yaml")
+	if err != nil {
+		return nil, err
+	}
+	var objects []*unstructured.Unstructured
+	for _, name := range names {
+		text, err := v1alpha1.CRDs.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		more, err := parse(bytes.NewReader(text))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		objects = append(objects, more...)
+	}
+	return objects, nil
+}
+
+func parse(text io.Reader) ([]*unstructured.Unstructured, error) {
+	reader := utilyaml.NewYAMLReader(bufio.NewReader(text))
 	var objects []*unstructured.Unstructured
 	for {
 		doc, err := reader.Read()
