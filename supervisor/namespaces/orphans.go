@@ -1,0 +1,88 @@
+package namespaces
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+// orphanGrace is how long something in vSphere must have been without a
+// SupervisorNamespace before it is taken away, if it is empty.
+const orphanGrace = 10 * time.Minute
+
+// collectOrphans takes away empty pools and folders that bear our mark and
+// whose SupervisorNamespace is gone, as when somebody took its finalizer away.
+// It goes by a list from the API server and not by the cache, waits for
+// orphanGrace, and does nothing where that list is empty: after a restored
+// backup or a mistake, losing everything must not follow from having nothing.
+// What holds VMs stays (vc.Delete), and is told.
+func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1.Supervisor) error {
+	vcenter, err := r.conn.client()
+	if err != nil {
+		return nil
+	}
+	states, err := vcenter.List()
+	if err != nil {
+		return nil // nothing is known
+	}
+	known := map[string]bool{}
+	cached := &v1alpha1.SupervisorNamespaceList{}
+	if err := r.client.List(ctx, cached); err != nil {
+		return err
+	}
+	for i := range cached.Items {
+		known[string(cached.Items[i].UID)] = true
+	}
+	seen := map[string]time.Time{}
+	var due []int
+	for i, s := range states {
+		if known[s.UID] {
+			continue
+		}
+		at, ok := r.orphans[s.UID]
+		if !ok {
+			at = r.now()
+		}
+		seen[s.UID] = at
+		if r.now().Sub(at) >= orphanGrace {
+			due = append(due, i)
+		}
+	}
+	r.orphans = seen
+	r.metrics.orphans.Set(float64(len(seen)))
+	if len(due) == 0 {
+		return nil
+	}
+	live := &v1alpha1.SupervisorNamespaceList{}
+	if err := r.live.List(ctx, live); err != nil {
+		return err
+	}
+	if len(live.Items) == 0 {
+		return nil
+	}
+	for i := range live.Items {
+		known[string(live.Items[i].UID)] = true
+	}
+	for _, i := range due {
+		s := states[i]
+		if known[s.UID] {
+			continue
+		}
+		switch err := vcenter.Delete(ctx, s.Ref); {
+		case err == nil:
+			r.log.Info("removed what a namespace without an object had in vSphere", "namespace", s.Name, "uid", s.UID)
+		case errdefs.IsUnavailable(err):
+			return nil
+		default:
+			seen[s.UID] = r.now() // asked again after the grace
+			r.events.Eventf(sup, nil, corev1.EventTypeWarning, "Orphan", "Collect", "%s",
+				clip(fmt.Sprintf("namespace %q has no SupervisorNamespace, but something in vSphere: %v", s.Name, err), maxText))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package namespaces
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+const (
+	leaseName = "atoll-namespaces"
+	// workers are namespaces that are reconciled at a time; vCenter gets 32
+	// calls at a time at most (internal/vsphere).
+	workers = 24
+)
+
+// Options of Run.
+type Options struct {
+	// Config reaches the API server, with the rights of the ClusterRole
+	// atoll:namespaces.
+	Config *rest.Config
+	// Identity of this process among those that might lead: the same after a
+	// restart, so that it need not wait for its own lease, and of no other
+	// process that can run at the same time.
+	Identity string
+	// Logger; default slog.Default().
+	Logger *slog.Logger
+}
+
+// Run keeps namespaces in step until ctx ends, when it returns nil. Of several
+// processes, the one that holds the lease kube-system/atoll-namespaces works.
+// It waits for the CRDs; it loses no work by being killed.
+func Run(ctx context.Context, o Options) error {
+	if o.Config == nil || o.Identity == "" {
+		return fmt.Errorf("namespaces: Config and Identity are required: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	o.Logger = o.Logger.With("component", "namespaces")
+	if err := waitForCRDs(ctx, o.Config); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	mgr, err := newManager(o)
+	if err != nil {
+		return fmt.Errorf("namespaces: %w", err)
+	}
+	id, err := liveSupervisorID(ctx, mgr.GetAPIReader())
+	if err != nil {
+		return fmt.Errorf("namespaces: %w", err)
+	}
+	r := newReconciler(mgr, id, o.Logger)
+	defer r.conn.drop(nil)
+	if err := setup(mgr, r); err != nil {
+		return fmt.Errorf("namespaces: %w", err)
+	}
+	if err := mgr.Start(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("namespaces: %w", err)
+	}
+	return nil
+}
+
+// waitForCRDs returns when all kinds of the group can be listed.
+func waitForCRDs(ctx context.Context, c *rest.Config) error {
+	httpClient, err := rest.HTTPClientFor(c)
+	if err != nil {
+		return err
+	}
+	mapper, err := apiutil.NewDynamicRESTMapper(c, httpClient)
+	if err != nil {
+		return err
+	}
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	live, err := client.New(c, client.Options{Scheme: scheme, Mapper: mapper, HTTPClient: httpClient})
+	if err != nil {
+		return err
+	}
+	lists := []client.ObjectList{
+		&v1alpha1.SupervisorList{}, &v1alpha1.SupervisorNamespaceList{}, &v1alpha1.StoragePolicyList{},
+		&v1alpha1.VirtualMachineClassList{}, &v1alpha1.NamespaceTemplateList{},
+	}
+	for {
+		var err error
+		for _, l := range lists {
+			if err = live.List(ctx, l, client.Limit(1)); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	if err := clientgoscheme.AddToScheme(s); err != nil {
+		return nil, err
+	}
+	return s, v1alpha1.AddToScheme(s)
+}
+
+func newManager(o Options) (ctrl.Manager, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	yes := true
+	lock, err := resourcelock.NewFromKubeconfig(resourcelock.LeasesResourceLock, metav1.NamespaceSystem, leaseName,
+		resourcelock.ResourceLockConfig{Identity: o.Identity}, o.Config, 10*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return ctrl.NewManager(o.Config, ctrl.Options{
+		Scheme: scheme,
+		Logger: logr.FromSlogHandler(o.Logger.Handler()),
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+		},
+		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.Pod{}, &corev1.ConfigMap{}}}},
+		// What the process serves already.
+		Metrics:                             metricsserver.Options{BindAddress: "0"},
+		HealthProbeBindAddress:              "0",
+		LeaderElection:                      true,
+		LeaderElectionID:                    leaseName,
+		LeaderElectionResourceLockInterface: lock,
+		LeaderElectionReleaseOnCancel:       true,
+		Controller:                          config.Controller{SkipNameValidation: &yes},
+	})
+}
+
+func newReconciler(mgr ctrl.Manager, id string, log *slog.Logger) *reconciler {
+	m := theMetrics()
+	conn := &connection{
+		live: mgr.GetAPIReader(), metrics: m, log: log, id: id,
+		namespaces: &feed{}, supervisors: &feed{}, policies: &feed{}, usage: map[string]time.Time{},
+	}
+	return &reconciler{
+		client: mgr.GetClient(), live: mgr.GetAPIReader(), conn: conn, events: mgr.GetEventRecorder("atoll-namespaces"),
+		metrics: m, log: log, now: time.Now, failures: map[string]int{}, written: map[string]uint64{},
+	}
+}
+
+// all has every namespace looked at.
+func (r *reconciler) all(ctx context.Context) error {
+	list := &v1alpha1.SupervisorNamespaceList{}
+	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return err
+	}
+	for i := range list.Items {
+		r.conn.namespaces.add(list.Items[i].Name)
+	}
+	return nil
+}
