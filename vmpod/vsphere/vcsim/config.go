@@ -47,10 +47,7 @@ type Config struct {
 
 	// Power is asked to do a power operation on a mirror; nil refuses them all.
 	// An error refuses it, and its text is the reason that the caller is given.
-	Power func(ctx context.Context, m Mirror, op PowerOp) error
-	// BlankVMs lets users create virtual machines that run nothing, for tests.
-	// Otherwise creating one is refused, with the reason.
-	BlankVMs bool
+	Power func(ctx context.Context, r PowerRequest) error
 
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger

@@ -21,7 +21,7 @@ import (
 
 // hashRounds is OWASP's figure for PBKDF2 with HMAC-SHA256 (Password Storage
 // Cheat Sheet, 2023).
-const hashRounds = 600_000
+var hashRounds = 600_000 // less in tests
 
 const (
 	usersFile    = "users.json"
@@ -119,8 +119,10 @@ func (u *Users) Set(name, password string) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.state.Users[strings.ToLower(local)] = n
+	key := strings.ToLower(local)
+	u.state.Users[key] = n
 	clear(u.known)
+	u.known[u.proof(key, password)] = true
 	return u.save()
 }
 
@@ -342,4 +344,31 @@ func syncDir(dir string) error {
 		return fmt.Errorf("vcsim: sync %s: %w", dir, err)
 	}
 	return nil
+}
+
+// spelled is a user's, or a group's, name as it was made, with the domain.
+func (u *Users) spelled(name string, isGroup bool) string {
+	local, err := u.local(name)
+	if err != nil {
+		return name
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if g := u.state.Groups[strings.ToLower(local)]; isGroup && g != nil {
+		local = g.Name
+	}
+	if a := u.state.Users[strings.ToLower(local)]; !isGroup && a != nil {
+		local = a.Name
+	}
+	return local + "@" + u.domain
+}
+
+func (u *Users) matches(name, search string, exact bool) bool {
+	if local, err := u.local(search); err == nil {
+		search = local
+	}
+	if exact {
+		return strings.EqualFold(name, search)
+	}
+	return strings.Contains(strings.ToLower(name), strings.ToLower(search))
 }

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // stopGrace is how long Close waits for requests that are under way.
@@ -38,9 +39,34 @@ type Server struct {
 	users  *Users
 	faults *Faults
 
-	svc       *simulator.Service
-	vim       *simulator.Registry // /sdk
+	svc      *simulator.Service
+	vim      *simulator.Registry // /sdk
+	methods  map[string]method
+	hub      *hub
+	sessions sessions
+	tokens   tokens
+	stopping chan struct{} // closed by Close
+
+	root, authorizationManager, customFieldsManager types.ManagedObjectReference
+
+	mirrors      mirrors
+	instanceUUID string
+
+	// mu is held while the inventory is changed, and guards what follows. With
+	// it held objects' locks are taken, never the other way round.
+	mu        sync.Mutex
 	inventory inventory
+	built     map[types.ManagedObjectReference]bool // by the configuration
+	shares    map[types.ManagedObjectReference]*share
+	access    access
+	fields    []types.CustomFieldDef
+	tags      tagSet
+	policies  map[string]policyRecord // by id
+	store     *store
+	restoring bool
+	lastID    int
+	lastRole  int32
+	lastField int32
 	mux       *http.ServeMux
 	http      *http.Server
 	url       url.URL
@@ -64,24 +90,41 @@ func New(c Config) (*Server, error) {
 			return nil, fmt.Errorf("vcsim: data directory: %w", err)
 		}
 	}
-	s := &Server{config: c, log: c.Logger, faults: &Faults{}, mux: http.NewServeMux(), served: make(chan error, 1)}
-	if s.users, err = openUsers(c.Dir, c.Domain, c.AdminPassword); err != nil {
+	s := &Server{
+		config: c, log: c.Logger, faults: &Faults{}, mux: http.NewServeMux(), served: make(chan error, 1), stopping: make(chan struct{}),
+		hub: &hub{watches: map[*watch]bool{}}, methods: soapMethods(), access: newAccess(),
+		built: map[types.ManagedObjectReference]bool{}, shares: map[types.ManagedObjectReference]*share{},
+		mirrors: mirrors{places: map[types.ManagedObjectReference]place{}, byUUID: map[string]types.ManagedObjectReference{}, specs: map[types.ManagedObjectReference]Mirror{}},
+	}
+	if s.store, err = openStore(c.Dir); err != nil {
 		return nil, err
 	}
+	if err := s.start(); err != nil {
+		return nil, errors.Join(err, s.store.close())
+	}
+	return s, nil
+}
+
+// start builds and serves.
+func (s *Server) start() (err error) {
+	c := s.config
+	if s.users, err = openUsers(c.Dir, c.Domain, c.AdminPassword); err != nil {
+		return err
+	}
 	if s.cert, s.ca, err = c.certificate(time.Now()); err != nil {
-		return nil, err
+		return err
 	}
 	listener, err := listen(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.url = url.URL{Scheme: "https", Host: listener.Addr().String(), Path: "/sdk"}
 	if err := s.build(); err != nil {
-		return nil, errors.Join(err, listener.Close())
+		return errors.Join(err, listener.Close())
 	}
 	s.mux.HandleFunc("POST "+stsPath, s.serveSTS)
 	s.serve(listener)
-	return s, nil
+	return nil
 }
 
 // Run is New, ready (which may be nil) called with the Server, and Close when
@@ -134,7 +177,7 @@ func (s *Server) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel()
 		s.http.SetKeepAlivesEnabled(false)
-		s.stopWatches()
+		close(s.stopping)
 		if err := s.http.Shutdown(ctx); err != nil {
 			// What is still under way is cut off.
 			err = s.http.Close()
@@ -142,7 +185,9 @@ func (s *Server) Close() error {
 				s.closed = fmt.Errorf("vcsim: close: %w", err)
 			}
 		}
-		s.closed = errors.Join(s.closed, s.closeStore())
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.closed = errors.Join(s.closed, s.store.close())
 	})
 	return s.closed
 }

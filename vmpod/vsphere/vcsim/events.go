@@ -1,0 +1,104 @@
+package vcsim
+
+import (
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// event posts what a call did, in its user's name. The simulator keeps the
+// last thousand.
+func (s *Server) event(c *call, e types.BaseEvent) {
+	ctx := &simulator.Context{Context: s.svc.Context.Context, Map: s.vim, Session: c.ctx.Session}
+	em := s.vim.EventManager()
+	ctx.WithLock(em, func() { em.PostEvent(ctx, &types.PostEvent{EventToPost: e}) })
+}
+
+func (s *Server) poolArgument(p *simulator.ResourcePool) types.ResourcePoolEventArgument {
+	return types.ResourcePoolEventArgument{EntityEventArgument: types.EntityEventArgument{Name: s.nameOf(p.Self)}, ResourcePool: p.Self}
+}
+
+func (s *Server) poolEvent(p *simulator.ResourcePool) types.ResourcePoolEvent {
+	at := s.poolState(p)
+	e := types.ResourcePoolEvent{ResourcePool: s.poolArgument(p)}
+	e.ComputeResource = &types.ComputeResourceEventArgument{EntityEventArgument: types.EntityEventArgument{Name: s.nameOf(at.Owner)}, ComputeResource: at.Owner}
+	dc := s.inventory.dc.Self
+	e.Datacenter = &types.DatacenterEventArgument{EntityEventArgument: types.EntityEventArgument{Name: s.nameOf(dc)}, Datacenter: dc}
+	return e
+}
+
+// eventNeeds: an event is posted on the object that it is about.
+func eventNeeds(c *call) []demand {
+	e := c.body.(*types.PostEvent).EventToPost
+	if e == nil {
+		return []demand{{"Global.LogEvent", c.s.root}}
+	}
+	on := c.s.root
+	if x, ok := e.(*types.EventEx); ok && x.ObjectId != "" {
+		on = types.ManagedObjectReference{Type: x.ObjectType, Value: x.ObjectId}
+	} else if vm := e.GetEvent().Vm; vm != nil {
+		on = vm.Vm
+	} else if cr := e.GetEvent().ComputeResource; cr != nil {
+		on = cr.ComputeResource
+	}
+	return []demand{{"Global.LogEvent", on}}
+}
+
+func (c *call) postEvent() soap.HasFault {
+	r := c.body.(*types.PostEvent)
+	if r.EventToPost == nil {
+		return refuse(&types.InvalidArgument{InvalidProperty: "eventToPost"})
+	}
+	if x, ok := r.EventToPost.(*types.EventEx); ok && x.ObjectId != "" {
+		ref := types.ManagedObjectReference{Type: x.ObjectType, Value: x.ObjectId}
+		if _, there := c.s.vim.Get(ref).(mo.Entity); !there {
+			return refuse(&types.ManagedObjectNotFound{Obj: ref})
+		}
+		x.FullFormattedMessage = x.Message
+		c.s.frame(&x.Event, ref)
+	}
+	c.s.event(c, r.EventToPost)
+	return &methods.PostEventBody{Res: &types.PostEventResponse{}}
+}
+
+// frame fills in where an event happened, by which collectors select it.
+func (s *Server) frame(e *types.Event, ref types.ManagedObjectReference) {
+	if p, ok := s.pool(ref); ok && e.ComputeResource == nil {
+		e.ComputeResource = s.poolEvent(p).ComputeResource
+	}
+	if e.Datacenter == nil {
+		dc := s.inventory.dc.Self
+		e.Datacenter = &types.DatacenterEventArgument{EntityEventArgument: types.EntityEventArgument{Name: s.nameOf(dc)}, Datacenter: dc}
+	}
+}
+
+func (c *call) logUserEvent() soap.HasFault {
+	r := c.body.(*types.LogUserEvent)
+	e := &types.GeneralUserEvent{GeneralEvent: types.GeneralEvent{Message: r.Msg}, Entity: &types.ManagedEntityEventArgument{EntityEventArgument: types.EntityEventArgument{Name: c.s.nameOf(r.Entity)}, Entity: r.Entity}}
+	c.s.frame(&e.Event, r.Entity)
+	c.s.event(c, e)
+	return &methods.LogUserEventBody{Res: &types.LogUserEventResponse{}}
+}
+
+// userGroups searches users and groups.
+func (c *call) userGroups() soap.HasFault {
+	r := c.body.(*types.RetrieveUserGroups)
+	res := &types.RetrieveUserGroupsResponse{}
+	users, groups := c.s.users.names()
+	add := func(names []string, group bool) {
+		for _, n := range names {
+			if c.s.users.matches(n, r.SearchStr, r.ExactMatch) {
+				res.Returnval = append(res.Returnval, &types.UserSearchResult{Principal: n, FullName: n, Group: group})
+			}
+		}
+	}
+	if r.FindUsers {
+		add(users, false)
+	}
+	if r.FindGroups {
+		add(groups, true)
+	}
+	return &methods.RetrieveUserGroupsBody{Res: res}
+}
