@@ -2,7 +2,9 @@ package vsphere
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -23,7 +25,17 @@ func (s *Session) Retrieve(ctx context.Context, want map[types.ManagedObjectRefe
 			ReportMissingObjectsInResults: &missing,
 		})
 	}
+	login := s.Logins()
 	res, err := methods.RetrievePropertiesEx(ctx, s, req)
+	if err == nil && withoutSession(res.Returnval) {
+		s.dropped(login)
+		if err := s.Login(ctx); err != nil {
+			return nil, err
+		}
+		if res, err = methods.RetrievePropertiesEx(ctx, s, req); err == nil && withoutSession(res.Returnval) {
+			err = fmt.Errorf("vCenter %s drops each session at once: %w", s.Address(), errdefs.ErrUnavailable)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -49,4 +61,20 @@ func (s *Session) Retrieve(ctx context.Context, want map[types.ManagedObjectRefe
 		page = &next.Returnval
 	}
 	return found, nil
+}
+
+// withoutSession tells whether an answer came without a session: vCenter fails
+// no such call, but says of each property that it may not be read.
+func withoutSession(page *types.RetrieveResult) bool {
+	if page == nil {
+		return false
+	}
+	for _, o := range page.Objects {
+		for _, m := range o.MissingSet {
+			if _, ok := asFault(m.Fault.Fault).(*types.NotAuthenticated); ok {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -59,6 +59,7 @@ type Watch struct {
 	session *Session
 	config  WatchConfig
 	viewer  Viewer
+	seconds int32 // waitSeconds
 
 	mu      sync.Mutex
 	tasks   map[types.ManagedObjectReference]*waiting
@@ -72,7 +73,7 @@ type Watch struct {
 
 // NewWatch makes no call; Run does.
 func NewWatch(s *Session, c WatchConfig, v Viewer) *Watch {
-	return &Watch{session: s, config: c, viewer: v, tasks: map[types.ManagedObjectReference]*waiting{}}
+	return &Watch{session: s, config: c, viewer: v, seconds: waitSeconds, tasks: map[types.ManagedObjectReference]*waiting{}}
 }
 
 // Heard is when vCenter last answered the watch; within 150 s of now while all
@@ -226,11 +227,10 @@ func (w *Watch) destroy(ctx context.Context, pc types.ManagedObjectReference, vi
 // wait is one WaitForUpdatesEx. It is nil when nothing changed. It does not log
 // in again: the collector is gone with its session.
 func (w *Watch) wait(ctx context.Context, pc types.ManagedObjectReference, version string) (*types.UpdateSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, waitSeconds*time.Second+waitGrace)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(w.seconds)*time.Second+waitGrace)
 	defer cancel()
-	seconds := int32(waitSeconds)
 	res, err := methods.WaitForUpdatesEx(ctx, direct{w.session}, &types.WaitForUpdatesEx{
-		This: pc, Version: version, Options: &types.WaitOptions{MaxWaitSeconds: &seconds},
+		This: pc, Version: version, Options: &types.WaitOptions{MaxWaitSeconds: &w.seconds},
 	})
 	if err != nil {
 		return nil, err
