@@ -140,7 +140,7 @@ func TestBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for i := range 3 * maxCounters {
+	for i := range maxCounters + maxCounters/2 {
 		_, _ = l.begin(fmt.Sprint("u", i), fmt.Sprint("a", i), epoch)
 	}
 	if n := len(l.counters); n > maxCounters {

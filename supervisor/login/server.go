@@ -159,6 +159,9 @@ func (s *Server) httpServer(h http.Handler, c *tls.Config) *http.Server {
 	}
 }
 
+// Addr is where users sign in.
+func (s *Server) Addr() net.Addr { return s.usersAddr.Addr() }
+
 // Run serves until ctx ends; it may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
