@@ -30,7 +30,9 @@ const (
 	metricsServer     = "metrics-server"
 	csrApprover       = "csr-approver"
 	podMirror         = "pod-mirror"
+	namespaceKeeper   = "namespaces"
 	loginIdentity     = "login"
+	vsphereREST       = "vsphere-rest"
 	// tokenReview is a kubeconfig without an identity at the API server: with it
 	// the API server asks the login server.
 	tokenReview = "token-review"
@@ -42,7 +44,9 @@ const (
 	metricsServerUser = "system:metrics-server"
 	csrApproverUser   = "atoll:csr-approver"
 	podMirrorUser     = "atoll:pod-mirror"
+	namespacesUser    = "atoll:namespaces"
 	loginUser         = "atoll:login"
+	vsphereRESTUser   = "atoll:vsphere-rest"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
 	adminUser         = "kubernetes-admin"
 	adminGroup        = "kubeadm:cluster-admins"
@@ -63,7 +67,9 @@ var identities = []identity{
 	{metricsServer, metricsServerUser, nil},
 	{csrApprover, csrApproverUser, nil},
 	{podMirror, podMirrorUser, nil},
+	{namespaceKeeper, namespacesUser, nil},
 	{loginIdentity, loginUser, nil},
+	{vsphereREST, vsphereRESTUser, nil},
 }
 
 // apiServerLeaf is the API server's serving certificate.

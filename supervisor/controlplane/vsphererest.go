@@ -1,0 +1,59 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/openatoll/atoll/supervisor/namespaces/rest"
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
+
+	"github.com/containerd/errdefs"
+)
+
+// A restVCenter is the embedded vCenter, as vSphere's REST of namespaces asks
+// it.
+type restVCenter struct{ server *vcsim.Server }
+
+func (v restVCenter) Caller(r *http.Request) (string, bool) {
+	who, ok := v.server.Caller(r)
+	return who.Name, ok
+}
+
+func (v restVCenter) Allowed(_ context.Context, user, privilege string, entities []rest.Entity) ([]bool, error) {
+	who, err := v.server.Users().Lookup(user)
+	if err != nil {
+		return nil, fmt.Errorf("user %s has been deleted: %w", user, errdefs.ErrUnauthenticated)
+	}
+	allowed := make([]bool, len(entities))
+	for i, e := range entities {
+		allowed[i] = v.server.Allowed(who, privilege, e.Kind, e.ID)
+	}
+	return allowed, nil
+}
+
+// serveNamespaces has the embedded vCenter serve vSphere's REST of namespaces.
+// Calls fail until the add-ons have given it its rights.
+func (c Config) serveNamespaces(vcenter *vcsim.Server) error {
+	cfg, err := restConfig(c, vsphereREST)
+	if err != nil {
+		return err
+	}
+	client, err := rest.NewClient(cfg)
+	if err != nil {
+		return err
+	}
+	ca, err := os.ReadFile(c.ClientCAFile())
+	if err != nil {
+		return err
+	}
+	handler := rest.New(rest.Options{Client: client, VCenter: restVCenter{vcenter}, Cluster: rest.Cluster{
+		Endpoint: strings.TrimPrefix(c.Server(), "https://"), Version: KubernetesVersion, CA: ca, Services: c.ServiceCIDR.String(),
+	}})
+	for _, pattern := range rest.Patterns() {
+		vcenter.HandleFunc(pattern, handler.ServeHTTP)
+	}
+	return nil
+}
