@@ -7,10 +7,10 @@ import (
 	"os"
 	"strings"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/openatoll/atoll/supervisor/namespaces/rest"
 	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
-
-	"github.com/containerd/errdefs"
 )
 
 // A restVCenter is the embedded vCenter, as vSphere's REST of namespaces asks
@@ -29,6 +29,9 @@ func (v restVCenter) Allowed(_ context.Context, user, privilege string, entities
 	}
 	allowed := make([]bool, len(entities))
 	for i, e := range entities {
+		if e != rest.Root && !v.server.Exists(e.Kind, e.ID) {
+			return nil, fmt.Errorf("vCenter has no %s: %w", e, errdefs.ErrNotFound)
+		}
 		allowed[i] = v.server.Allowed(who, privilege, e.Kind, e.ID)
 	}
 	return allowed, nil

@@ -4,8 +4,11 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 const (
@@ -110,6 +113,11 @@ func (s *Server) Allowed(who Identity, privilege, kind, id string) bool {
 	return !missing
 }
 
+// Exists tells whether the inventory has an object.
+func (s *Server) Exists(kind, id string) bool {
+	return s.vim.Get(types.ManagedObjectReference{Type: kind, Value: id}) != nil
+}
+
 func (s *Server) buildREST() {
 	s.mux.HandleFunc("POST "+restSession, s.restLogin)
 	s.mux.HandleFunc("GET "+restSession, s.restWho)
@@ -190,7 +198,7 @@ func restValue(w http.ResponseWriter, r *http.Request, status int, value any) {
 // "already_exists".
 func restError(w http.ResponseWriter, r *http.Request, status int, kind, message string) {
 	messages := []map[string]any{{"id": "atoll." + kind, "default_message": message, "args": []string{}}}
-	var body any = map[string]any{"error_type": kind, "messages": messages}
+	var body any = map[string]any{"error_type": strings.ToUpper(kind), "messages": messages}
 	if isOld(r) {
 		body = map[string]any{"type": "com.vmware.vapi.std.errors." + kind, "value": map[string]any{"messages": messages}}
 	}
