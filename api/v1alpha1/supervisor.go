@@ -139,7 +139,12 @@ type VCenter struct {
 	// +kubebuilder:validation:XValidation:rule="!self.contains('/') && !self.contains('@')",message="server is host or host:port: leave out https:// and any path or user"
 	Server string `json:"server"`
 	// CredentialsSecret is a Secret with the keys username and password, of a
-	// vCenter user that has the role in deploy/. It is read again when it changes.
+	// vCenter user that has the role in deploy/. It is read at each login. Atoll
+	// may read kube-system/vcenter; for another, let the user atoll:namespaces get
+	// it by a Role and a RoleBinding.
+	//
+	// +kubebuilder:default={}
+	// +optional
 	CredentialsSecret SecretReference `json:"credentialsSecret"`
 	// CABundle is the authority that signed vCenter's certificate, PEM in base64.
 	//
@@ -163,8 +168,10 @@ type SecretReference struct {
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
+	// +kubebuilder:default=vcenter
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +optional
 	Name string `json:"name"`
 }
 

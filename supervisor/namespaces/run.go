@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -29,6 +31,8 @@ const (
 	// workers are namespaces that are reconciled at a time; vCenter gets 32
 	// calls at a time at most (internal/vsphere).
 	workers = 24
+	// restartAfter a lost lease.
+	restartAfter = 2 * time.Second
 )
 
 // Options of Run.
@@ -44,40 +48,113 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Run keeps namespaces in step until ctx ends, when it returns nil. Of several
-// processes, the one that holds the lease kube-system/atoll-namespaces works.
-// It waits for the CRDs; it loses no work by being killed.
-func Run(ctx context.Context, o Options) error {
+// A Controller keeps namespaces in step.
+type Controller struct {
+	options Options
+
+	mu      sync.Mutex
+	current *reconciler // nil while it does not lead
+	failure error       // why the last attempt ended
+}
+
+// New returns a Controller that does nothing before Run. Options that lack
+// something are ErrInvalidArgument.
+func New(o Options) (*Controller, error) {
 	if o.Config == nil || o.Identity == "" {
-		return fmt.Errorf("namespaces: Config and Identity are required: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("namespaces: Config and Identity are required: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
 	o.Logger = o.Logger.With("component", "namespaces")
-	if err := waitForCRDs(ctx, o.Config); err != nil {
+	return &Controller{options: o}, nil
+}
+
+// Run keeps namespaces in step until ctx ends, when it returns nil. Of several
+// processes, the one that holds the lease kube-system/atoll-namespaces works. It
+// waits for the CRDs, and begins anew when it lost the lease or could not start:
+// no work is lost by that.
+func (c *Controller) Run(ctx context.Context) error {
+	for {
+		err := c.run(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
+		c.options.Logger.Error("namespaces are not kept in step", "error", err, "again in", restartAfter)
+		c.set(nil, err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(restartAfter):
+		}
+	}
+}
+
+func (c *Controller) run(ctx context.Context) error {
+	if err := waitForCRDs(ctx, c.options.Config); err != nil {
 		return err
 	}
-	mgr, err := newManager(o)
+	mgr, err := newManager(c.options)
 	if err != nil {
-		return fmt.Errorf("namespaces: %w", err)
+		return err
 	}
 	id, err := liveSupervisorID(ctx, mgr.GetAPIReader())
 	if err != nil {
-		return fmt.Errorf("namespaces: %w", err)
+		return err
 	}
-	r := newReconciler(mgr, id, o.Logger)
+	r := newReconciler(mgr, id, c.options.Logger)
 	defer r.conn.drop(nil)
 	if err := setup(mgr, r); err != nil {
-		return fmt.Errorf("namespaces: %w", err)
+		return err
 	}
-	if err := mgr.Start(ctx); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("namespaces: %w", err)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-mgr.Elected():
+			c.set(r, nil)
+		}
+	}()
+	defer c.set(nil, nil)
+	return mgr.Start(ctx)
+}
+
+func (c *Controller) set(r *reconciler, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current, c.failure = r, err
+}
+
+// Health is what it does, for people, or why it does not.
+func (c *Controller) Health(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	r, err := c.current, c.failure
+	c.mu.Unlock()
+	switch {
+	case err != nil:
+		return "", err
+	case r == nil:
+		return "standing by: starting, or another process leads", nil
 	}
-	return nil
+	vcenter, err := r.conn.client()
+	if err != nil {
+		return "no Supervisor: namespaces are Kubernetes' alone", nil
+	}
+	list := &v1alpha1.SupervisorNamespaceList{}
+	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return "", err
+	}
+	synced := 0
+	for i := range list.Items {
+		if meta.IsStatusConditionTrue(list.Items[i].Status.Conditions, v1alpha1.ConditionSynced) {
+			synced++
+		}
+	}
+	h := vcenter.Health()
+	text := fmt.Sprintf("vCenter %s answers, %d of %s in step", h.Address, synced, count(len(list.Items), false, "namespace"))
+	if !h.Connected {
+		text = fmt.Sprintf("vCenter %s does not answer, %s", h.Address, count(len(list.Items), false, "namespace"))
+	}
+	return text, nil
 }
 
 // waitForCRDs returns when all kinds of the group can be listed.

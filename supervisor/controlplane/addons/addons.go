@@ -39,11 +39,11 @@ type Values struct {
 	ClusterInfo          string // a kubeconfig without a user
 }
 
-//go:embed manifests.yaml policies.yaml
+//go:embed manifests.yaml policies.yaml namespaces.yaml
 var files embed.FS
 
 // manifestFiles in the order in which they are applied.
-var manifestFiles = []string{"manifests.yaml", "policies.yaml"}
+var manifestFiles = []string{"manifests.yaml", "policies.yaml", "namespaces.yaml"}
 
 var templates = template.Must(template.New("").Option("missingkey=error").
 	Funcs(template.FuncMap{

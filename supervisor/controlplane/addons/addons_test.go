@@ -40,7 +40,7 @@ func TestObjects(t *testing.T) {
 }
 
 // TestRolesAreBoundAndNarrow: every binding's own role exists, nothing but
-// kubeadm's administrators gets wildcards, and no component may read Secrets.
+// kubeadm's administrators gets wildcards, and no component may read Secrets or bind roles but by name.
 func TestRolesAreBoundAndNarrow(t *testing.T) {
 	for key, o := range testObjects(t) {
 		switch o["kind"] {
@@ -51,7 +51,8 @@ func TestRolesAreBoundAndNarrow(t *testing.T) {
 			}
 			for _, rule := range role.Rules {
 				for _, s := range append(append(rule.Verbs, rule.Resources...), rule.APIGroups...) {
-					if s == "*" || s == "secrets" || s == "impersonate" || s == "escalate" || s == "bind" {
+					named := len(rule.ResourceNames) > 0 && (s == "bind" || s == "secrets" && o["kind"] == "Role")
+					if s == "*" || s == "impersonate" || s == "escalate" || (s == "secrets" || s == "bind") && !named {
 						t.Errorf("%s grants %q", key, s)
 					}
 				}
