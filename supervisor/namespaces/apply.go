@@ -76,7 +76,13 @@ func appliedDigest(lists ...corev1.ResourceList) string {
 }
 
 // quantityText is one text for equal quantities: 1000m is 1.
-func quantityText(q resource.Quantity) string { return q.AsDec().String() }
+func quantityText(q resource.Quantity) string {
+	text := q.AsDec().String()
+	if strings.Contains(text, ".") {
+		text = strings.TrimRight(strings.TrimRight(text, "0"), ".")
+	}
+	return text
+}
 
 // resourcesText lists them for people, in order.
 func resourcesText(list corev1.ResourceList) string {
