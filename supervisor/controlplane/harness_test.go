@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(roleEnv) {
 	case roleServer:
 		os.Exit(serve())
+	case roleGovc:
+		os.Exit(govcMain())
 	case roleIsolated:
 		if err := makeLinks(); err != nil {
 			fmt.Fprintln(os.Stderr, "network of the tests:", err)
