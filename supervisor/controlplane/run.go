@@ -311,6 +311,9 @@ func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startApprover(); err != nil {
 		return err
 	}
+	if err := s.startNamespaces(); err != nil {
+		return err
+	}
 	metricsDone := make(chan error, 1)
 	go func() { metricsDone <- s.startMetrics(ctx) }()
 	c := s.config
