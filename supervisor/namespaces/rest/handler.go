@@ -127,6 +127,9 @@ func (h *Handler) answer(route Route, c *call) (any, error) {
 	if action := c.URL.Query().Get("action"); action != "" && !slices.Contains(route.actions, action) {
 		return nil, problemf(errOperationNotFound, "There is no operation %s %s?action=%s.", c.Method, c.URL.Path, action)
 	}
+	if route.Unsupported != "" {
+		return nil, problemf(errdefs.ErrNotImplemented, "%s", route.Unsupported)
+	}
 	return route.do(h, c)
 }
 

@@ -1,10 +1,6 @@
 package rest
 
-import (
-	"net/http"
-
-	"github.com/containerd/errdefs"
-)
+import "net/http"
 
 // A Route is one call that is served: the table in docs/namespaces-rest.md is
 // held against the list of them.
@@ -14,8 +10,11 @@ type Route struct {
 	// Privilege of vSphere that the user needs, and where: "Namespaces.Configure
 	// on the cluster". Empty: a session is enough.
 	Privilege string
-	// Object is what of Kubernetes the call reads or writes.
+	// Object is what of Kubernetes the call reads or writes; empty: nothing.
 	Object string
+	// Unsupported is the answer to a call that vSphere has and Atoll has nothing
+	// for: the reason and the alternative.
+	Unsupported string
 
 	actions []string // values of ?action= that it takes, beside none
 	do      func(*Handler, *call) (any, error)
@@ -56,7 +55,7 @@ var routes = []Route{
 	{Method: http.MethodPost, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).createAccess},
 	{Method: http.MethodPut, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).setAccess},
 	{Method: http.MethodDelete, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).deleteAccess},
-	{Method: http.MethodPost, Path: instances + "/{namespace}/registervm", do: unsupported("Registering a VM is not supported: Atoll runs pods, and makes their VMs itself.")},
+	{Method: http.MethodPost, Path: instances + "/{namespace}/registervm", Unsupported: "Registering a VM is not supported: Atoll runs pods, and makes their VMs itself."},
 	{Method: http.MethodGet, Path: "/api/vcenter/namespaces-user/namespaces", Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listUserNamespaces},
 
 	{Method: http.MethodGet, Path: management + "/virtual-machine-classes", Privilege: privilegeRead + onRoot, Object: objClass, do: (*Handler).listClasses},
@@ -68,23 +67,23 @@ var routes = []Route{
 	{Method: http.MethodGet, Path: management + "/clusters", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).listClusters},
 	{Method: http.MethodGet, Path: management + "/clusters/{cluster}", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).getCluster},
 	{Method: http.MethodGet, Path: management + "/clusters/{cluster}/workload-resource-options", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).resourceOptions},
-	{Method: http.MethodPost, Path: management + "/clusters/{cluster}", actions: []string{"enable", "disable", "rotate_password"}, do: unsupported(noEnabling)},
-	{Method: http.MethodPut, Path: management + "/clusters/{cluster}", do: unsupported(noEnabling)},
-	{Method: http.MethodPatch, Path: management + "/clusters/{cluster}", do: unsupported(noEnabling)},
-	{Method: http.MethodGet, Path: management + "/clusters/{cluster}/networks", do: unsupported(noWorkloadNetworks)},
+	{Method: http.MethodPost, Path: management + "/clusters/{cluster}", actions: []string{"enable", "disable", "rotate_password"}, Unsupported: noEnabling},
+	{Method: http.MethodPut, Path: management + "/clusters/{cluster}", Unsupported: noEnabling},
+	{Method: http.MethodPatch, Path: management + "/clusters/{cluster}", Unsupported: noEnabling},
+	{Method: http.MethodGet, Path: management + "/clusters/{cluster}/networks", Unsupported: noWorkloadNetworks},
 	{Method: http.MethodGet, Path: management + "/cluster-compatibility", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).clusterCompatibility},
-	{Method: http.MethodGet, Path: management + "/distributed-switch-compatibility", do: unsupported(noWorkloadNetworks)},
-	{Method: http.MethodGet, Path: management + "/edge-cluster-compatibility", do: unsupported(noWorkloadNetworks)},
-	{Method: http.MethodGet, Path: management + "/supervisors/summaries", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorSummaries},
+	{Method: http.MethodGet, Path: management + "/distributed-switch-compatibility", Unsupported: noWorkloadNetworks},
+	{Method: http.MethodGet, Path: management + "/edge-cluster-compatibility", Unsupported: noWorkloadNetworks},
+	{Method: http.MethodGet, Path: management + "/supervisors/summaries", Privilege: privilegeRead + onClusters + " (else the list is empty)", Object: objSupervisor, do: (*Handler).supervisorSummaries},
 	{Method: http.MethodGet, Path: management + "/supervisors/{supervisor}/summary", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorSummary},
 	{Method: http.MethodGet, Path: management + "/supervisors/{supervisor}/topology", Privilege: privilegeRead + onClusters, Object: objSupervisor, do: (*Handler).supervisorTopology},
-	{Method: http.MethodPost, Path: management + "/supervisors/{supervisor}", actions: []string{"enable_on_compute_cluster", "enable_on_zones"}, do: unsupported(noEnabling)},
+	{Method: http.MethodPost, Path: management + "/supervisors/{supervisor}", actions: []string{"enable_on_compute_cluster", "enable_on_zones"}, Unsupported: noEnabling},
 	{Method: http.MethodGet, Path: management + "/software/clusters", Privilege: privilegeRead + onCluster + " (others are left out)", Object: objSupervisor, do: (*Handler).listSoftware},
 	{Method: http.MethodGet, Path: management + "/software/clusters/{cluster}", Privilege: privilegeRead + onCluster, Object: objSupervisor, do: (*Handler).getSoftware},
-	{Method: http.MethodPost, Path: management + "/software/clusters/{cluster}", actions: []string{"upgrade"}, do: unsupported("An upgrade is not made through vCenter: install the new version of Atoll on the hosts.")},
+	{Method: http.MethodPost, Path: management + "/software/clusters/{cluster}", actions: []string{"upgrade"}, Unsupported: "An upgrade is not made through vCenter: install the new version of Atoll on the hosts."},
 	{Method: http.MethodGet, Path: management + "/software/cluster-available-versions", do: (*Handler).availableVersions},
 	{Method: http.MethodGet, Path: management + "/supervisor-services", do: (*Handler).listServices},
-	{Method: http.MethodPost, Path: management + "/supervisor-services", do: unsupported("Supervisor services are not supported: install into the cluster with kubectl or helm.")},
+	{Method: http.MethodPost, Path: management + "/supervisor-services", Unsupported: "Supervisor services are not supported: install into the cluster with kubectl or helm."},
 
 	{Method: http.MethodGet, Path: "/api/vcenter/storage/policies", Privilege: privilegePolicies + onRoot, Object: objPolicy, do: (*Handler).listPolicies},
 	{Method: http.MethodPost, Path: "/api/vcenter/storage/policies/{policy}", Privilege: privilegePolicies + onRoot, Object: objPolicy, actions: []string{"check-compatibility"}, do: (*Handler).checkPolicy},
@@ -94,8 +93,3 @@ const (
 	noEnabling         = "A cluster is not enabled for namespaces through vCenter: add it to the zones of the Supervisor object with kubectl."
 	noWorkloadNetworks = "Networks of namespaces are not supported: pods are on the cluster's own network, which NetworkPolicies divide."
 )
-
-// unsupported answers a call that vSphere has and Atoll has nothing for.
-func unsupported(why string) func(*Handler, *call) (any, error) {
-	return func(*Handler, *call) (any, error) { return nil, problemf(errdefs.ErrNotImplemented, "%s", why) }
-}
