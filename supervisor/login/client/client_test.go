@@ -248,10 +248,13 @@ func TestNotALoginServer(t *testing.T) {
 		"redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, astray.URL+r.URL.Path, http.StatusTemporaryRedirect)
 		},
-		"HTML": func(w http.ResponseWriter, r *http.Request) {
+		"HTML": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+		"later HTML": func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == loginapi.LoginPath {
 				fmt.Fprint(w, "<html>")
+				return
 			}
+			fmt.Fprint(w, `{"keys":[{}]}`)
 		},
 		"empty": func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "{}") },
 	} {

@@ -51,10 +51,15 @@ func dial(t target, ca []byte, insecure bool) (*server, error) {
 
 func (s *server) close() { s.http.CloseIdleConnections() }
 
-// reach finds out whether the server is there and trusted, before anybody types
-// a password.
+// reach finds out whether the server is there, trusted, and one to sign in at,
+// before anybody types a password or sends it.
 func (s *server) reach(ctx context.Context) error {
-	return s.call(ctx, http.MethodGet, "/healthz", func(*http.Request) {}, nil)
+	var published struct{ Keys []json.RawMessage }
+	err := s.call(ctx, http.MethodGet, loginapi.KeysPath, func(*http.Request) {}, &published)
+	if err == nil && len(published.Keys) == 0 {
+		err = s.notALoginServer("it publishes no keys")
+	}
+	return err
 }
 
 func (s *server) login(ctx context.Context, user, password string) (loginapi.Login, error) {
