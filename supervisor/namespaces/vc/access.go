@@ -15,7 +15,8 @@ import (
 )
 
 // formatPermissions is one comparable value for the permissions set on an
-// object: a line each, "u" or "g", role, principal, sorted.
+// object: a line each, "u" or "g", role, principal, sorted. Principals are in
+// lower case: vCenter shows domains in capitals, and minds the case of none.
 func formatPermissions(perms []types.Permission) string {
 	lines := make([]string, 0, len(perms))
 	for _, p := range perms {
@@ -26,7 +27,7 @@ func formatPermissions(perms []types.Permission) string {
 		if !p.Propagate {
 			kind += "-" // never ours: it does not reach the VMs
 		}
-		lines = append(lines, fmt.Sprintf("%s\t%d\t%s", kind, p.RoleId, p.Principal))
+		lines = append(lines, fmt.Sprintf("%s\t%d\t%s", kind, p.RoleId, strings.ToLower(p.Principal)))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
@@ -110,6 +111,8 @@ func (c *Client) setPermissions(ctx context.Context, id ref, want, have []types.
 			return w.Group == h.Group && strings.EqualFold(w.Principal, h.Principal)
 		})
 	})
+	props := map[string]any{propPerms: formatPermissions(want)}
+	c.cache.expect(id, props)
 	var err error
 	if gone {
 		_, err = methods.ResetEntityPermissions(ctx, c.session, &types.ResetEntityPermissions{This: manager, Entity: id, Permission: want})
@@ -119,7 +122,7 @@ func (c *Client) setPermissions(ctx context.Context, id ref, want, have []types.
 	if err != nil {
 		return c.failed(id, fmt.Sprintf("set permissions of namespace %s on %s %s", name, strings.ToLower(id.Type), id.Value), err)
 	}
-	c.write(id, map[string]any{propPerms: formatPermissions(want)})
+	c.write(id, props)
 	return nil
 }
 

@@ -57,10 +57,22 @@ type object struct {
 	seen    bool // by the watch; else we made it and it is about to come
 	props   map[string]any
 	written map[string]*written // nil mostly
+	// expected is what a call of ours that is under way makes true: the watch may
+	// show it before vCenter has answered the call.
+	expected map[string]any
 }
 
 func (o *object) str(prop string) string { s, _ := o.props[prop].(string); return s }
 func (o *object) ref(prop string) ref    { r, _ := o.props[prop].(ref); return r }
+
+// set unsets a property that is nil.
+func (o *object) set(prop string, v any) {
+	if v == nil {
+		delete(o.props, prop)
+	} else {
+		o.props[prop] = v
+	}
+}
 
 // A slot is a name under a parent.
 type slot struct {
@@ -159,6 +171,15 @@ func (c *cache) touched(o *object, into map[Ref]bool) {
 	}
 }
 
+// expect notes what a call is about to make true.
+func (c *cache) expect(r ref, props map[string]any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.objects[r]; o != nil {
+		o.expected = props
+	}
+}
+
 // write notes what this Client just made true.
 func (c *cache) write(r ref, props map[string]any) {
 	c.mu.Lock()
@@ -174,9 +195,13 @@ func (c *cache) write(r ref, props map[string]any) {
 		o.written = map[string]*written{}
 	}
 	for k, v := range props {
-		o.props[k] = v
+		if o.expected != nil && o.props[k] == v {
+			continue // the watch was faster
+		}
+		o.set(k, v)
 		o.written[k] = &written{at: c.now()}
 	}
+	o.expected = nil
 	c.index(r, o)
 }
 
@@ -205,12 +230,10 @@ func (c *cache) apply(o *object, props map[string]any) bool {
 			continue
 		}
 		if o.props[k] != v {
-			if v == nil {
-				delete(o.props, k)
-			} else {
-				o.props[k] = v
-			}
-			changed = true
+			o.set(k, v)
+			// What comes with an object that we just made is no change.
+			ours, ok := o.expected[k]
+			changed = changed || o.seen && !(ok && ours == v)
 		}
 	}
 	if len(o.written) == 0 {
@@ -237,11 +260,7 @@ func (c *cache) settle() (pending bool) {
 			delete(o.written, k)
 			if w.any {
 				c.touched(o, touched)
-				if w.held == nil {
-					delete(o.props, k)
-				} else {
-					o.props[k] = w.held
-				}
+				o.set(k, w.held)
 				c.touched(o, touched)
 			}
 		}
@@ -332,21 +351,28 @@ func (c *cache) Apply(changes []vsphere.Update) {
 		}
 		before := map[Ref]bool{}
 		if o == nil {
-			o = &object{props: map[string]any{}}
+			o = &object{seen: true, props: map[string]any{}}
 			c.objects[u.Object] = o
 		} else {
 			c.touched(o, before)
 			c.unindex(u.Object, o)
 		}
-		o.seen = true
-		if c.apply(o, normalize(c.whole(o, u.Props))) {
+		if c.apply(o, normalize(c.whole(o, u.Props))) && !c.justMade(o) {
 			c.touched(o, touched)
 			maps.Copy(touched, before)
 		}
+		o.seen = true
 		c.index(u.Object, o)
 	}
 	c.mu.Unlock()
 	c.tell(touched)
+}
+
+// justMade tells whether an object that the watch shows for the first time is
+// one that a call of ours is about to finish.
+func (c *cache) justMade(o *object) bool {
+	uid, ours := strings.CutPrefix(o.str(propName), unfinishedPrefix)
+	return ours && len(o.props) > 0 && o.str(c.ownerProp()) == "" && uid != ""
 }
 
 // whole adds what an update of custom values leaves unsaid: those that it does

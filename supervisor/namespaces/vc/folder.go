@@ -42,6 +42,7 @@ func (c *Client) ensureFolder(ctx context.Context, ns Namespace, have State) err
 	}
 	var errs []error
 	if !f.InPlace {
+		c.cache.expect(id, map[string]any{propParent: parent})
 		err := c.task(ctx, id, func(ctx context.Context) (ref, error) {
 			res, err := methods.MoveIntoFolder_Task(ctx, c.session, &types.MoveIntoFolder_Task{This: parent, List: []ref{id}})
 			if err != nil {
@@ -66,6 +67,7 @@ func (c *Client) renameFolder(ctx context.Context, ns Namespace, id ref, what st
 	if taken, ok := c.taken(parent, ns.Name); ok && taken != id {
 		return c.foreign("VM folder", name, taken)
 	}
+	c.cache.expect(id, map[string]any{propName: ns.Name})
 	err := c.task(ctx, id, func(ctx context.Context) (ref, error) {
 		res, err := methods.Rename_Task(ctx, c.session, &types.Rename_Task{This: id, NewName: ns.Name})
 		if err != nil {
@@ -75,6 +77,7 @@ func (c *Client) renameFolder(ctx context.Context, ns Namespace, id ref, what st
 	})
 	if err != nil {
 		if taken, ok := vsphere.Duplicate(err); ok {
+			c.cache.expect(id, nil)
 			return c.foreign("VM folder", name, taken)
 		}
 		return c.failed(id, fmt.Sprintf("rename %s to %q", what, ns.Name), err)

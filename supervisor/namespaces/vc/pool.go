@@ -78,6 +78,7 @@ func (c *Client) mendPool(ctx context.Context, ns Namespace, want Pool, have Poo
 	}
 	var errs []error
 	if !have.InPlace {
+		c.cache.expect(id, map[string]any{propParent: parent})
 		if _, err := methods.MoveIntoResourcePool(ctx, c.session, &types.MoveIntoResourcePool{This: parent, List: []ref{id}}); err != nil {
 			errs = append(errs, c.failed(id, "move "+what+" back to its parent", err))
 		} else {
@@ -117,8 +118,10 @@ func (c *Client) configurePool(ctx context.Context, ns Namespace, want Pool, hav
 	if len(now) == 0 {
 		return conflict
 	}
+	c.cache.expect(id, now)
 	if _, err := methods.UpdateConfig(ctx, c.session, req); err != nil {
 		if taken, ok := vsphere.Duplicate(err); ok {
+			c.cache.expect(id, nil)
 			return errors.Join(conflict, c.foreign("resource pool", c.options.ParentPool+"/"+ns.Name, taken))
 		}
 		what := fmt.Sprintf("set %s to CPU %s and memory %s", poolObject(have.Path), want.CPU.text("MHz"), want.Memory.text("MiB"))

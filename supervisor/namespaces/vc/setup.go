@@ -110,22 +110,23 @@ func (c *Client) setField(ctx context.Context, object ref, what, name, value str
 		return err
 	}
 	manager := *c.session.Client().ServiceContent.CustomFieldsManager
+	props := map[string]any{propAttr + strconv.Itoa(int(key)): value}
+	if value == "" {
+		props[propAttr+strconv.Itoa(int(key))] = nil
+	}
+	c.cache.expect(object, props)
 	_, err = methods.SetField(ctx, c.session, &types.SetField{This: manager, Entity: object, Key: key, Value: value})
 	if err != nil {
 		return c.failed(object, fmt.Sprintf("set attribute %s of %s", name, what), err)
 	}
-	prop := propAttr + strconv.Itoa(int(key))
-	if value == "" {
-		c.write(object, map[string]any{prop: nil})
-	} else {
-		c.write(object, map[string]any{prop: value})
-	}
+	c.write(object, props)
 	return nil
 }
 
 // failed gives an error its class; an object that vCenter no longer has is
 // forgotten.
 func (c *Client) failed(object ref, what string, err error) error {
+	c.cache.expect(object, nil)
 	if vsphere.IsNotFound(err) {
 		c.cache.gone(object)
 	}
