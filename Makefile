@@ -15,6 +15,7 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --exact-match 2>/dev/null || echo v0.1.0-dev)
 KUBE    := v1.36.3
 CRITOOLS := v1.36.0
+GOVC   := v0.55.0
 
 # What `kubectl version` and the Node's kubeletVersion report.
 KUBE_STAMP := $(KUBE)+atoll.$(patsubst v%,%,$(VERSION))
@@ -31,7 +32,7 @@ DOWN_FLAGS ?=
 
 .PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
-	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl
+	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl bin/govc
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -39,7 +40,7 @@ help: ## list the targets
 deps: ## install what is needed from Debian (quick when it is there)
 	@deploy/deps.sh
 
-build: bin/atoll bin/spherelet bin/kubectl bin/kubectl-atoll bin/crictl guest images ## build binaries, guest and demo images
+build: bin/atoll bin/spherelet bin/kubectl bin/kubectl-atoll bin/crictl bin/govc guest images ## build binaries, guest and demo images
 
 # Go's own build cache decides what is stale.
 bin/atoll bin/spherelet bin/kubectl-atoll:
@@ -50,6 +51,8 @@ bin/kubectl:
 	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
 bin/kubelet: # upstream's, unchanged: the tests run it beside our runtime
 	@$(GOBUILD) -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBE) -X k8s.io/client-go/pkg/version.gitVersion=$(KUBE)' -o $@ k8s.io/kubernetes/cmd/kubelet
+bin/govc:
+	@$(GOBUILD) -ldflags '-s -w -X github.com/vmware/govmomi/cli/flags.BuildVersion=$(GOVC)' -o $@ ./cmd/govc
 bin/crictl:
 	@$(GOBUILD) -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)' -o $@ sigs.k8s.io/cri-tools/cmd/crictl
 

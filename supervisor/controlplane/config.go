@@ -46,6 +46,8 @@ type Config struct {
 	APIPort, DNSPort, MetricsPort uint16
 	// LoginPort, on Address, is where users of vSphere sign in.
 	LoginPort uint16
+	// VCenter is the embedded vCenter; nil: there is none.
+	VCenter *VCenter
 	// TokenLifetime is how long a login is good, 5 min to 24 h.
 	TokenLifetime time.Duration
 	// ServiceCIDR (a /12 to /28), PodCIDR and ClusterDomain are fixed when the
@@ -187,6 +189,9 @@ func (c Config) Validate() error {
 	case c.BootstrapTokenTTL < time.Hour || c.BootstrapTokenTTL > 30*24*time.Hour:
 		return bad("BootstrapTokenTTL", c.BootstrapTokenTTL, "1 h to 30 d")
 	}
+	if v := c.VCenter; v != nil && (v.Port == 0 || slices.Contains([]uint16{c.APIPort, c.DNSPort, c.MetricsPort, c.LoginPort}, v.Port)) {
+		return bad("VCenter.Port", v.Port, "1 to 65535, and another port than APIPort, DNSPort, MetricsPort and LoginPort")
+	}
 	for _, u := range c.DNSUpstreams {
 		if _, err := parseUpstream(u); err != nil {
 			return bad("DNSUpstreams", u, "an address, or address:port, and not the cluster's own")
@@ -227,6 +232,7 @@ type Phase struct {
 const (
 	PhasePKI               = "pki"
 	PhaseEtcd              = "etcd"
+	PhaseVCenter           = "vcenter" // if there is one
 	PhaseAPIServer         = "apiserver"
 	PhaseControllerManager = "controller-manager"
 	PhaseScheduler         = "scheduler"

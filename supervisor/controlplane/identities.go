@@ -108,6 +108,7 @@ func (c Config) leaves() []pki.Leaf {
 		{File: "admin", CommonName: adminUser, Organizations: []string{adminGroup}, Client: true},
 	}
 	leaves = append(leaves, c.loginLeaves()...)
+	leaves = append(leaves, c.vcenterLeaves()...)
 	for _, id := range identities {
 		leaves = append(leaves, pki.Leaf{File: filepath.Join("kubeconfig", id.name), CommonName: id.user, Organizations: id.groups, Client: true})
 	}

@@ -26,7 +26,7 @@ type port struct {
 func (c Config) ports() []port {
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	const stop = "stop that process"
-	return []port{
+	ports := []port{
 		{"tcp", netip.AddrPortFrom(c.Address, c.APIPort), "the API server", stop + " or choose another API port"},
 		{"tcp", netip.AddrPortFrom(c.Address, c.DNSPort), "DNS", stop + " or make it listen on its own addresses instead of on all"},
 		{"udp", netip.AddrPortFrom(c.Address, c.DNSPort), "DNS", stop + " or make it listen on its own addresses instead of on all"},
@@ -37,6 +37,10 @@ func (c Config) ports() []port {
 		{"tcp", netip.AddrPortFrom(loopback, dnsReadyPort), "DNS readiness", stop + " or run isolated"},
 		{"tcp", netip.AddrPortFrom(loopback, tokenReviewPort), "token reviews", stop + " or run isolated"},
 	}
+	if c.VCenter != nil {
+		ports = append(ports, port{"tcp", c.VCenterAddress(), "the embedded vCenter", stop + " or choose another vCenter port"})
+	}
+	return ports
 }
 
 // CheckPorts tries every port that Run listens on, in the caller's network

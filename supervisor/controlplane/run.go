@@ -29,6 +29,7 @@ import (
 	"github.com/openatoll/atoll/supervisor/controlplane/dns"
 	"github.com/openatoll/atoll/supervisor/controlplane/metricsserver"
 	"github.com/openatoll/atoll/supervisor/runtimeclass"
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
 
 const (
@@ -97,6 +98,9 @@ type supervisor struct {
 	apis     *group                              // the API server, and the watch over etcd
 	approver atomic.Pointer[approver.Controller] // read by the health server
 	health   *healthServer
+
+	vcenter     *vcsim.Server // nil: there is none
+	mirrorPower mirrorPower
 }
 
 // A group is goroutines that stop together.
@@ -207,6 +211,9 @@ func (s *supervisor) startAll(ctx context.Context) error {
 		return err
 	}
 
+	if err := s.startVCenter(); err != nil {
+		return err
+	}
 	if err := s.startLogin(); err != nil {
 		return err
 	}
@@ -309,6 +316,9 @@ func (s *supervisor) installAddons(ctx context.Context, admin *rest.Config, clie
 // startAddons starts what needs the rights that installAddons gave.
 func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startApprover(); err != nil {
+		return err
+	}
+	if err := s.joinVCenter(ctx); err != nil {
 		return err
 	}
 	if err := s.startNamespaces(); err != nil {
@@ -416,6 +426,9 @@ func (s *supervisor) upkeep(ctx context.Context) {
 		s.log.Error("certificates not renewed", "error", err)
 	} else if len(renewed) > 0 {
 		s.log.Info("certificates renewed", "files", renewed)
+	}
+	if err := s.renewVCenter(renewed); err != nil {
+		s.log.Error("certificate of the embedded vCenter not renewed", "error", err)
 	}
 	cfg, err := restConfig(s.config, superAdmin)
 	if err == nil {

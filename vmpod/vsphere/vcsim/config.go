@@ -95,7 +95,7 @@ func (c Config) complete() (Config, error) {
 		c.Listen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	}
 	if c.Domain == "" {
-		c.Domain = "vsphere.local"
+		c.Domain = DefaultDomain
 	}
 	if c.Datacenter == "" {
 		c.Datacenter = "Atoll"

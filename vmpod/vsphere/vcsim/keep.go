@@ -106,7 +106,9 @@ func (s *Server) saveRole(id int32) error {
 	}
 	var v any
 	if r := s.access.role(id); r != nil {
-		v = *r
+		kept := *r
+		kept.Info = nil // an interface, which JSON cannot be read into; it is made of the name
+		v = kept
 	}
 	return s.store.put(map[string]any{fmt.Sprintf("role/%d", id): v, "vcenter": s.record()})
 }
@@ -204,6 +206,7 @@ func (s *Server) restoreDefinitions() error {
 		case "role":
 			var r types.AuthorizationRole
 			_, err = s.kept(key, &r)
+			r.Info = &types.Description{Label: r.Name, Summary: r.Name}
 			s.access.roles = append(s.access.roles, r)
 		case "field":
 			var d types.CustomFieldDef

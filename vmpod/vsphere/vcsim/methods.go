@@ -94,15 +94,14 @@ func soapMethods() map[string]method {
 		"SetCollectorPageSize":     {},
 		"DestroyCollector":         {},
 
-		"CreateResourcePool":   {needs: onThis("Resource.CreatePool"), do: (*call).createPool},
-		"UpdateConfig":         {needs: updateConfigNeeds, do: (*call).updatePool},
-		"MoveIntoResourcePool": {needs: movePoolNeeds, do: (*call).movePools},
-		"DestroyChildren":      {needs: onThis("Resource.DeletePool"), do: (*call).destroyChildren},
-		"CreateFolder":         {needs: onThis("Folder.Create"), do: (*call).createFolder},
-		"MoveIntoFolder_Task":  {needs: moveFolderNeeds, do: (*call).moveIntoFolder},
-		"Rename_Task":          {needs: renameNeeds, do: (*call).rename},
-		"Destroy_Task":         {needs: destroyNeeds, do: (*call).destroy},
-		// As Destroy_Task where a folder holds no VM; one that does is refused.
+		"CreateResourcePool":        {needs: onThis("Resource.CreatePool"), do: (*call).createPool},
+		"UpdateConfig":              {needs: updateConfigNeeds, do: (*call).updatePool},
+		"MoveIntoResourcePool":      {needs: movePoolNeeds, do: (*call).movePools},
+		"DestroyChildren":           {needs: onThis("Resource.DeletePool"), do: (*call).destroyChildren},
+		"CreateFolder":              {needs: onThis("Folder.Create"), do: (*call).createFolder},
+		"MoveIntoFolder_Task":       {needs: moveFolderNeeds, do: (*call).moveIntoFolder},
+		"Rename_Task":               {needs: renameNeeds, do: (*call).rename},
+		"Destroy_Task":              {needs: destroyNeeds, do: (*call).destroy},
 		"UnregisterAndDestroy_Task": {needs: destroyNeeds, do: (*call).destroy},
 
 		"PowerOnVM_Task":  {needs: onThis("VirtualMachine.Interact.PowerOn"), do: power(PowerOn)},
@@ -144,11 +143,11 @@ func onEntity(privilege string) func(*call) []demand {
 	return func(c *call) []demand {
 		switch r := c.body.(type) {
 		case *types.SetEntityPermissions:
-			return []demand{{privilege, r.Entity}}
+			return c.withParent(privilege, r.Entity)
 		case *types.ResetEntityPermissions:
-			return []demand{{privilege, r.Entity}}
+			return c.withParent(privilege, r.Entity)
 		case *types.RemoveEntityPermission:
-			return []demand{{privilege, r.Entity}}
+			return c.withParent(privilege, r.Entity)
 		case *types.SetField:
 			return []demand{{privilege, r.Entity}}
 		case *types.LogUserEvent:
@@ -156,6 +155,15 @@ func onEntity(privilege string) func(*call) []demand {
 		}
 		return []demand{{privilege, c.s.root}}
 	}
+}
+
+// withParent is for what vSphere wants granted on the object and its parent.
+func (c *call) withParent(privilege string, on types.ManagedObjectReference) []demand {
+	demands := []demand{{privilege, on}}
+	if parent := c.s.parent(on); parent.Value != "" {
+		demands = append(demands, demand{privilege, parent})
+	}
+	return demands
 }
 
 // login signs in under the name that a vCenter gives the session.

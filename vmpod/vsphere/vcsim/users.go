@@ -24,8 +24,12 @@ import (
 var hashRounds = 600_000 // less in tests
 
 const (
-	usersFile    = "users.json"
-	passwordFile = "admin.password"
+	usersFile = "users.json"
+	// PasswordFile has the administrator's password as it was made at the first
+	// start, in Config.Dir.
+	PasswordFile = "admin.password"
+	// DefaultDomain is Config.Domain unless it says otherwise.
+	DefaultDomain = "vsphere.local"
 	// AdminName is the administrator's, without the domain.
 	AdminName = "Administrator"
 	// AdminGroup holds the administrators.
@@ -94,7 +98,7 @@ func openUsers(dir, domain, password string) (*Users, error) {
 		password = rand.Text()
 	}
 	if dir != "" {
-		if err := writeFile(filepath.Join(dir, passwordFile), []byte(password+"\n")); err != nil {
+		if err := writeFile(filepath.Join(dir, PasswordFile), []byte(password+"\n")); err != nil {
 			return nil, err
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
@@ -71,7 +72,7 @@ type Server struct {
 	http      *http.Server
 	url       url.URL
 	ca        []byte
-	cert      tls.Certificate
+	cert      atomic.Pointer[tls.Certificate]
 
 	served chan error
 	close  sync.Once
@@ -111,9 +112,11 @@ func (s *Server) start() (err error) {
 	if s.users, err = openUsers(c.Dir, c.Domain, c.AdminPassword); err != nil {
 		return err
 	}
-	if s.cert, s.ca, err = c.certificate(time.Now()); err != nil {
+	var cert tls.Certificate
+	if cert, s.ca, err = c.certificate(time.Now()); err != nil {
 		return err
 	}
+	s.SetCertificate(cert)
 	listener, err := listen(c)
 	if err != nil {
 		return err
@@ -137,6 +140,12 @@ func Run(ctx context.Context, c Config, ready func(*Server)) error {
 	if ready != nil {
 		ready(s)
 	}
+	return s.Wait(ctx)
+}
+
+// Wait closes the server when ctx ends. It returns an error as well if serving
+// fails.
+func (s *Server) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return s.Close()
@@ -155,7 +164,11 @@ func (s *Server) URL() *url.URL {
 func (s *Server) CA() []byte { return s.ca }
 
 // Thumbprint is the SHA-256 of the server's certificate, as vSphere writes it.
-func (s *Server) Thumbprint() string { return thumbprint(s.cert.Certificate[0]) }
+func (s *Server) Thumbprint() string { return thumbprint(s.cert.Load().Certificate[0]) }
+
+// SetCertificate is what connections from now on are shown, by the same
+// authority.
+func (s *Server) SetCertificate(cert tls.Certificate) { s.cert.Store(&cert) }
 
 // Users are those of the SSO domain.
 func (s *Server) Users() *Users { return s.users }
@@ -209,7 +222,10 @@ func (s *Server) serve(l net.Listener) {
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{s.cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
+		TLSConfig: &tls.Config{
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.cert.Load(), nil },
+			MinVersion:     tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+		},
 	}
 	go func() {
 		err := s.http.ServeTLS(l, "", "")

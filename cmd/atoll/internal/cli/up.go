@@ -162,7 +162,10 @@ func printNext(w io.Writer, l cluster.Layout, res cluster.Result, took time.Dura
 		atoll = os.Args[0] // as it was typed: not in PATH
 	}
 	fmt.Fprintf(w, "  %s enter%s -- kubectl run web --image=atoll.local/web\n", atoll, flag)
-	fmt.Fprintf(w, "  %s enter%s -- kubectl get pods\n  %s down%s\n", atoll, flag, atoll, flag)
+	fmt.Fprintf(w, "  %s enter%s -- kubectl get pods\n  %s enter%s -- govc tree\n  %s down%s\n", atoll, flag, atoll, flag, atoll, flag)
+	c := cluster.ControlPlaneConfig(l, res.State)
+	fmt.Fprintf(w, "\nvCenter, for govc of your own:\n\n  export GOVC_URL=https://%s/sdk GOVC_USERNAME=%s GOVC_PASSWORD=$(cat %s) GOVC_TLS_CA_CERTS=%s\n",
+		c.VCenterAddress(), c.VCenterUser(), c.VCenterPasswordFile(), c.ClientCAFile())
 }
 
 // host is what this cluster asks of the machine.

@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/supervisor/controlplane"
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
 
 // ControlPlaneConfig is the control plane's configuration of this cluster.
@@ -19,7 +22,21 @@ func ControlPlaneConfig(l Layout, s State) controlplane.Config {
 		// that is all: a host without resolv.conf is no reason to fail.
 		c.DNSUpstreams, _ = controlplane.HostResolvers("/etc/resolv.conf")
 	}
+	c.VCenter = &controlplane.VCenter{Port: controlplane.DefaultVCenterPort}
+	if s.Node != "" {
+		c.VCenter.Hosts = []vcsim.Host{thisHost(s.Node)}
+	}
 	return c
+}
+
+// thisHost is what the embedded vCenter shows of the node.
+func thisHost(node string) vcsim.Host {
+	h := vcsim.Host{Name: node, CPUs: runtime.NumCPU()}
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) == nil {
+		h.Memory = int64(info.Totalram) * int64(info.Unit)
+	}
+	return h
 }
 
 // NodeRange holds the addresses of all nodes.

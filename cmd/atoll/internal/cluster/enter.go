@@ -18,7 +18,8 @@ import (
 const DataDirEnv = "ATOLL_DATA_DIR"
 
 // Enter replaces this process by argv, run in the cluster's network namespace
-// with KUBECONFIG set and Atoll's binaries first in PATH. Nothing else of the
+// with KUBECONFIG set, govc pointed at the embedded vCenter, and Atoll's
+// binaries first in PATH. Nothing else of the
 // caller's surroundings changes: mounts, directory and descriptors stay. It
 // returns only if that fails.
 func Enter(l Layout, a Assets, argv []string) error {
@@ -40,11 +41,9 @@ func Enter(l Layout, a Assets, argv []string) error {
 	if err != nil {
 		return err
 	}
-	env := setenv(os.Environ(), map[string]string{
-		"PATH":       path,
-		"KUBECONFIG": l.Kubeconfig(),
-		DataDirEnv:   l.DataDir(),
-	})
+	set := VCenterEnv(l, s)
+	set["PATH"], set["KUBECONFIG"], set[DataDirEnv] = path, l.Kubeconfig(), l.DataDir()
+	env := setenv(os.Environ(), set)
 	// exec keeps the namespace of the thread that calls it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -55,6 +54,22 @@ func Enter(l Layout, a Assets, argv []string) error {
 		return fmt.Errorf("run %s: %w", program, err)
 	}
 	return nil
+}
+
+// VCenterEnv is the environment that points govc at the cluster's vCenter. The
+// password is in it if its file can be read: the environment of a process is its
+// user's alone, unlike its arguments.
+func VCenterEnv(l Layout, s State) map[string]string {
+	c := ControlPlaneConfig(l, s)
+	set := map[string]string{
+		"GOVC_URL":          "https://" + c.VCenterAddress().String() + "/sdk",
+		"GOVC_USERNAME":     c.VCenterUser(),
+		"GOVC_TLS_CA_CERTS": c.ClientCAFile(),
+	}
+	if password, err := os.ReadFile(c.VCenterPasswordFile()); err == nil {
+		set["GOVC_PASSWORD"] = strings.TrimSpace(string(password))
+	}
+	return set
 }
 
 // lookPath is exec.LookPath with a PATH that is not this process's.
