@@ -63,6 +63,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 		return err
 	}
 	registerLaunchMetrics()
+	registerImageMetrics(h.images)
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err

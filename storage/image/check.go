@@ -79,6 +79,7 @@ func (s *Store) verifyLayer(ctx context.Context, id digest.Digest, rec layerReco
 	case !errdefs.IsDataLoss(err):
 		return err
 	}
+	s.damagedLayers.Add(1)
 	s.reportDamage("an image layer is damaged and will be fetched again: pods that run keep what they have",
 		err, func(disk diskRecord) bool {
 			return slices.ContainsFunc(disk.Layers, func(l diskLayer) bool { return l.DiffID == id })
@@ -249,6 +250,7 @@ func (s *Store) scrubDisks(ctx context.Context) error {
 		if err := checkDigest(ctx, f, rec.Digest); !errdefs.IsDataLoss(err) {
 			return err
 		}
+		s.damagedMetadata.Add(1)
 		s.reportDamage("the metadata of an image is damaged and will be made again: pods that run keep what they have",
 			err, func(d diskRecord) bool { return d.Digest == rec.Digest }, "image", id)
 		return s.recordDisk(id, diskRecord{Version: rec.Version, Image: rec.Image, Layers: rec.Layers})

@@ -252,6 +252,7 @@ func (s *Store) checkMeta(ctx context.Context, id string, rec diskRecord) error 
 	defer f.Close()
 	if err := checkDigest(ctx, f, rec.Digest); err != nil {
 		if errdefs.IsDataLoss(err) {
+			s.damagedMetadata.Add(1)
 			s.reportDamage("the metadata of an image is damaged and is made again: pods that run keep what they have",
 				err, func(d diskRecord) bool { return d.Digest == rec.Digest }, "image", id)
 		}

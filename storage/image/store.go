@@ -99,12 +99,23 @@ type Store struct {
 	collecting sync.Mutex // of layers; goes before mu
 	pins       map[digest.Digest]int
 
-	converted atomic.Int64
+	converted, damagedLayers, damagedMetadata atomic.Int64
 }
 
 // Converted is how many bytes this process has written to make disks of
 // images.
 func (s *Store) Converted() int64 { return s.converted.Load() }
+
+// Counts are of this process.
+type Counts struct {
+	Converted                      int64 // bytes, as of Converted
+	DamagedLayers, DamagedMetadata int64 // times that such a part of a disk was found damaged
+}
+
+// Counts returns what this process has done so far.
+func (s *Store) Counts() Counts {
+	return Counts{s.converted.Load(), s.damagedLayers.Load(), s.damagedMetadata.Load()}
+}
 
 var _ storage.Images = (*Store)(nil)
 
