@@ -38,7 +38,10 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 	defer cancel()
 	warm := d.templates.takeWarm(t)
 	if warm != nil {
-		m, err = d.claimWarm(warm, spec, dir)
+		if m, err = d.claimWarm(warm, spec, dir); err == nil {
+			m.account() // at once: where it waited it gives way to all pods
+		}
+		d.sweepScratch(warm.id) // the group that it was in
 	} else {
 		m, err = d.startClone(ctx, spec, dir, t)
 	}
@@ -62,12 +65,8 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 		return nil, err
 	}
 	failpoint.Hit(failpoint.CloneEquipped)
-	m.mu.Lock()
-	m.proc.Cgroups = d.account(spec, m.proc.PID, m.overhead())
-	m.mu.Unlock()
-	failpoint.Hit(failpoint.CloneAccounted)
-	if warm != nil {
-		d.sweepScratch(warm.id) // the group that it was in
+	if warm == nil {
+		m.account()
 	}
 	if err := q.run(ctx, "cont", nil, nil); err != nil {
 		return nil, err
@@ -90,6 +89,14 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 	log.Info("pod VM cloned", "pid", m.proc.PID, "accelerator", m.proc.Accelerator, "cpus", spec.CPUs, "memory", spec.Memory,
 		"template", t.name, "template_memory", t.shape.memory, "warm", warm != nil)
 	return m, nil
+}
+
+// account puts a clone's QEMU into groups of its own.
+func (m *Machine) account() {
+	m.mu.Lock()
+	m.proc.Cgroups = m.d.account(m.launched, m.proc.PID, m.overhead())
+	m.mu.Unlock()
+	failpoint.Hit(failpoint.CloneAccounted)
 }
 
 // startClone runs a QEMU that waits for its devices' state.

@@ -176,7 +176,7 @@ func (d *Driver) account(spec vmpod.Spec, pid int, overhead int64) []string {
 	if len(d.trees) == 0 {
 		return nil
 	}
-	l := limits{memory: memoryMiB(spec)<<20 + overhead, cpus: spec.CPUs}
+	l := limits{memory: memoryMiB(spec)<<20 + overhead, cpus: spec.CPUs, idle: spec.Pool == templatesPool}
 	dirs, err := createCgroups(d.trees, d.cgroupPath(spec), l)
 	if err == nil {
 		err = enterCgroups(dirs, pid)

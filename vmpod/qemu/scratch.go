@@ -95,9 +95,12 @@ func (d *Driver) startScratch(ctx context.Context, what string, c command, from 
 	return s, nil
 }
 
-// scratchPool is where a scratch is accounted.
+// templatesPool is where scratches are accounted. Whatever QEMU's nice is, it
+// counts within a group only: that pods go first is the pool's weight.
+const templatesPool = "templates"
+
 func scratchPool(spec vmpod.Spec) vmpod.Spec {
-	spec.Pool = "templates"
+	spec.Pool = templatesPool
 	return spec
 }
 
@@ -230,7 +233,7 @@ func (d *Driver) endScratches() error {
 	// Sockets and groups may be there without a process.
 	left, _ := filepath.Glob(filepath.Join(d.templateDir(), "*~"+d.instance()+"_*"+stderrSuffix))
 	for _, h := range d.trees {
-		dirs, _ := filepath.Glob(filepath.Join(h.root, d.cfg.Cgroup, "templates", "*~"+d.instance()+"_*"))
+		dirs, _ := filepath.Glob(filepath.Join(h.root, d.cfg.Cgroup, templatesPool, "*~"+d.instance()+"_*"))
 		left = append(left, dirs...)
 	}
 	for _, path := range left {
