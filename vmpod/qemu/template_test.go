@@ -217,9 +217,33 @@ func TestEvict(t *testing.T) {
 	if len(left) != 2 || left[0] != 0 || left[1] != 3 {
 		t.Errorf("of 100 MiB for four of 40 are left %v, want the pinned one and the new one", left)
 	}
-	d.cfg.Templates.Memory = 1
-	if d.templates.evict(es[3]); len(d.templates.entries) != 1 {
-		t.Errorf("%d templates are left where there is no room, want one", len(d.templates.entries))
+	d.cfg.Templates.Memory = 60 << 20
+	w := &scratch{d: d, template: es[0].t}
+	d.templates.warm = []*scratch{w}
+	d.templates.evict(es[3])
+	d.templates.ending.Wait()
+	if es[0].state != templateIdle || es[0].t != nil || es[3].state != templateReady {
+		t.Errorf("where there is room for one, the pinned one is %s and the new one %s", es[0].state, es[3].state)
+	}
+	if len(d.templates.warm) != 0 {
+		t.Error("a clone of a template that was dropped waits on")
+	}
+	if e, _ := d.templates.nextWanted(); e != nil {
+		t.Errorf("without room, %+v is to be made", e.shape)
+	}
+	d.templates.failed(es[3].t, os.ErrInvalid)
+	if e, _ := d.templates.nextWanted(); e != es[0] {
+		t.Errorf("with room again, not the pinned one is made but %+v", e)
+	}
+}
+
+func TestTemplateBackoff(t *testing.T) {
+	e := &templateEntry{changed: make(chan struct{})}
+	for n, want := range map[int]time.Duration{1: templateBackoff, 2: 2 * templateBackoff, 6: 32 * templateBackoff, 7: templateMaxBackoff, 64: templateMaxBackoff, 1000: templateMaxBackoff} {
+		e.attempts = n
+		if got := e.again(); got != want || e.state != templateWanted {
+			t.Errorf("after %d attempts the next is put off by %v and it is %s, want %v", n, got, e.state, want)
+		}
 	}
 }
 

@@ -106,7 +106,7 @@ func (d *Driver) probe(ctx context.Context, vm *scratch, limit time.Duration) er
 		return nil
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return vm.failure(fmt.Errorf("the agent has not answered within %v: %w", limit, errdefs.ErrUnavailable))
+		return vm.failure(fmt.Errorf("the agent has not answered within %v: %w", limit, ctx.Err()))
 	}
 	return vm.failure(err)
 }

@@ -41,8 +41,9 @@ type templateStore struct {
 	mu       sync.Mutex
 	gen      generation
 	entries  map[shape]*templateEntry
-	warm     []*scratch
-	warmNext time.Time // after a failure
+	warm     []*scratch     // each of a template of an entry
+	ending   sync.WaitGroup // warm clones that are no longer wanted
+	warmNext time.Time      // after a failure
 	launches map[launchKind]uint64
 }
 
@@ -51,9 +52,10 @@ type templateEntry struct {
 	shape    shape
 	state    templateState
 	t        *template
-	pinned   bool // one of Config.Templates.Sizes
-	order    int  // of the pinned
-	demand   int  // launches that would have used it
+	pinned   bool  // one of Config.Templates.Sizes
+	order    int   // of the pinned
+	bytes    int64 // of a pinned one that was dropped for want of room
+	demand   int   // launches that would have used it
 	uses     uint64
 	lastUsed time.Time
 	attempts int
@@ -115,6 +117,7 @@ func (s *templateStore) stop() {
 	for _, w := range warm {
 		w.end()
 	}
+	s.ending.Wait()
 	living := s.d.clonesByTemplate()
 	for _, e := range entries {
 		switch {
@@ -165,6 +168,19 @@ func (e *templateEntry) set(state templateState) {
 	e.changed = make(chan struct{})
 }
 
+// again wants a template anew after an attempt that failed, and returns how long
+// that is put off. The caller has mu.
+func (e *templateEntry) again() time.Duration {
+	wait := templateBackoff
+	for n := 1; n < e.attempts && wait < templateMaxBackoff; n++ {
+		wait *= 2
+	}
+	wait = min(wait, templateMaxBackoff)
+	e.next = time.Now().Add(wait)
+	e.set(templateWanted)
+	return wait
+}
+
 // renew forgets templates of another generation. The caller has mu.
 func (s *templateStore) renew() error {
 	gen, err := s.d.generation()
@@ -179,11 +195,6 @@ func (s *templateStore) renew() error {
 		}
 		delete(s.entries, sh)
 		close(e.changed)
-	}
-	warm := s.warm
-	s.warm = nil
-	for _, w := range warm {
-		go w.end()
 	}
 	s.pin()
 	s.kick()
@@ -212,9 +223,17 @@ func (s *templateStore) kick() {
 	}
 }
 
-// discard drops a template as soon as no launch uses it. The caller has mu.
+// discard drops a template as soon as no launch uses it, and ends those of its
+// clones that wait for a pod. The caller has mu.
 func (s *templateStore) discard(t *template) {
 	t.dropped = true
+	s.warm = slices.DeleteFunc(s.warm, func(w *scratch) bool {
+		if w.template != t {
+			return false
+		}
+		s.ending.Go(w.end)
+		return true
+	})
 	if t.users == 0 {
 		s.d.dropTemplate(t)
 	}
@@ -355,6 +374,7 @@ func (s *templateStore) nextWanted() (*templateEntry, time.Duration) {
 	defer s.mu.Unlock()
 	now, pause := time.Now(), templateMaxBackoff
 	var wanted []*templateEntry
+	s.wantBack()
 	for _, e := range s.entries {
 		if e.state != templateWanted {
 			continue
@@ -420,13 +440,11 @@ func (s *templateStore) make(from *nowhere, e *templateEntry) {
 		s.evict(e)
 	case s.d.life.Err() != nil:
 		e.set(templateIdle)
-	case e.attempts >= templateAttempts:
+	case e.attempts >= templateAttempts && !errors.Is(err, context.DeadlineExceeded): // which a host may be that pods keep busy
 		e.set(templateFailed)
 		log.Error("no template can be made: pod VMs of this size boot", "attempts", e.attempts, "err", err)
 	default:
-		wait := min(templateBackoff<<(e.attempts-1), templateMaxBackoff)
-		e.next = time.Now().Add(wait)
-		e.set(templateWanted)
+		wait := e.again()
 		log.Warn("template could not be made: pod VMs boot until one is", "attempt", e.attempts, "again_in", wait, "err", err)
 	}
 }
@@ -449,9 +467,27 @@ func (s *templateStore) evict(kept *templateEntry) {
 			return
 		}
 		s.log.Info("template is dropped: others are used more", "cpus", oldest.shape.cpus, "memory", oldest.shape.memory, "template", oldest.t.name)
+		if oldest.pinned { // until there is room again
+			oldest.bytes, oldest.demand = used(oldest.t.ram), 0
+			s.discard(oldest.t)
+			oldest.t = nil
+			oldest.set(templateIdle)
+			continue
+		}
 		s.discard(oldest.t)
 		delete(s.entries, oldest.shape)
 		close(oldest.changed)
+	}
+}
+
+// wantBack wants a pinned template again that had to go, once there is room. The
+// caller has mu.
+func (s *templateStore) wantBack() {
+	for _, e := range s.entries {
+		if e.pinned && e.state == templateIdle && s.cost()+e.bytes <= s.d.cfg.Templates.Memory {
+			e.set(templateWanted)
+			return // the next one when it is known what this one costs
+		}
 	}
 }
 
@@ -465,16 +501,9 @@ func (s *templateStore) failed(t *template, why error) {
 	}
 	s.log.Warn("template is thrown away", "template", t.name, "cpus", t.shape.cpus, "memory", t.shape.memory, "err", why)
 	s.discard(t)
-	for i := len(s.warm) - 1; i >= 0; i-- {
-		if w := s.warm[i]; w.template == t {
-			s.warm = slices.Delete(s.warm, i, i+1)
-			go w.end()
-		}
-	}
 	e.t, e.err = nil, why
 	e.attempts++
-	e.next = time.Now().Add(min(templateBackoff<<(e.attempts-1), templateMaxBackoff))
-	e.set(templateWanted)
+	e.again()
 	s.kick()
 }
 

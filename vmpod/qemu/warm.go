@@ -50,7 +50,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 		}
 		return false
 	case t.dropped || s.d.life.Err() != nil:
-		go w.end()
+		s.ending.Go(w.end)
 		return true
 	}
 	s.warm = append(s.warm, w)
@@ -98,7 +98,7 @@ func (s *templateStore) takeWarm(t *template) *scratch {
 		s.kick()
 		select {
 		case <-w.child.ended: // somebody has killed it
-			go w.end()
+			s.ending.Go(w.end)
 			return nil
 		default:
 			return w
