@@ -291,16 +291,21 @@ func (s *Store) collectLayers(ctx context.Context) error {
 		return err
 	}
 	var gone []digest.Digest
-	err = s.bolt.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketLayers)
-		err := b.ForEach(func(k, _ []byte) error {
+	err = s.bolt.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketLayers).ForEach(func(k, _ []byte) error {
 			if id := digest.Digest(k); !used[id] {
 				gone = append(gone, id)
 			}
 			return nil
 		})
+	})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	err = s.bolt.Update(func(tx *bolt.Tx) error {
+		var err error
 		for _, id := range gone {
-			err = errors.Join(err, b.Delete([]byte(id)))
+			err = errors.Join(err, tx.Bucket(bucketLayers).Delete([]byte(id)))
 		}
 		return err
 	})
