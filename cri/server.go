@@ -95,6 +95,7 @@ type Server struct {
 	samples *cpuSamples
 	faults  *feed[vmpod.Fault]
 	starts  *feed[vmpod.Start]
+	damages *feed[storage.Damage]
 	boots   bootIDs
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
@@ -141,6 +142,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		samples: newCPUSamples(),
 		faults:  newFeed[vmpod.Fault](),
 		starts:  newFeed[vmpod.Start](),
+		damages: newFeed[storage.Damage](),
 		pods:    map[string]*pod{},
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},
@@ -158,6 +160,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.followDamage()
 	return s, nil
 }
 

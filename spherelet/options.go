@@ -30,6 +30,9 @@ type Options struct {
 	// Starts calls its argument when the first container of a pod's VM has
 	// started. May be nil.
 	Starts func(func(vmpod.Start))
+	// Notices calls its argument for what users of a pod should know. May be
+	// nil.
+	Notices func(func(vmpod.Notice))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
 	// Facts about the hypervisor, for labels, condition and events.

@@ -79,6 +79,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			Subscribe:   h.runtime.Subscribe,
 			Faults:      h.runtime.Faults,
 			Starts:      h.runtime.Starts,
+			Notices:     h.runtime.Notices,
 			VolumeUsage: h.runtime.VolumeUsage,
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,

@@ -192,7 +192,12 @@ func (s *Store) keepLayer(made erofs.Converted, data, index *tempFile) error {
 	if err != nil {
 		return err
 	}
-	return s.recordLayer(layerRecord{Converted: made, Version: erofs.Version, Good: good})
+	old, _ := s.layerRecord(made.DiffID)
+	err = s.recordLayer(layerRecord{Converted: made, Version: erofs.Version, Good: good})
+	if err == nil && old.Damaged != "" {
+		s.tellMended(s.ctx, made.DiffID)
+	}
+	return err
 }
 
 // A checkedReader digests what passes, and ends at limit.

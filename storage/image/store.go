@@ -95,6 +95,7 @@ type Store struct {
 	flights      map[flightKey]*flight
 	layerFlights map[digest.Digest]*layerFlight // by diff ID
 	details      map[string]*detail             // by image ID; content never changes
+	damages      damages
 
 	collecting sync.Mutex // of layers; goes before mu
 	pins       map[digest.Digest]int
@@ -135,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		limits: cfg.Limits, timeouts: cfg.Timeouts.withDefaults(), log: cfg.Logger,
 		scrubEvery: cfg.ScrubEvery,
 		flights:    map[flightKey]*flight{}, layerFlights: map[digest.Digest]*layerFlight{}, details: map[string]*detail{},
-		pins: map[digest.Digest]int{},
+		pins: map[digest.Digest]int{}, damages: damages{told: map[digest.Digest]bool{}, checks: map[string]bool{}},
 	}
 	if s.scrubEvery <= 0 {
 		s.scrubEvery = 7 * 24 * time.Hour
