@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -101,24 +100,9 @@ func (m *Machine) account() {
 
 // startClone runs a QEMU that waits for its devices' state.
 func (d *Driver) startClone(ctx context.Context, spec vmpod.Spec, dir vmDir, t *template) (*Machine, error) {
-	files := &fdTable{sockets: d.socketPaths(spec.ID)}
-	defer files.close()
 	c := d.templateCommand(t.shape, t.ram, true)
 	c.spec = t.shape.of(spec)
-	args, err := c.argv(files)
-	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	cfg, err := d.withUser(spec.ID)
-	if err != nil {
-		return nil, err
-	}
-	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
+	proc, kid, err := d.exec(ctx, spec.ID, dir, c)
 	if err != nil {
 		return nil, err
 	}

@@ -103,24 +103,8 @@ func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec, reason string)
 
 // start runs QEMU with the CPUs stopped.
 func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machine, error) {
-	files := &fdTable{sockets: d.socketPaths(spec.ID)}
-	defer files.close()
 	command := d.command(spec)
-	args, err := command.argv(files)
-	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	failpoint.Hit(failpoint.LaunchListening)
-	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	cfg, err := d.withUser(spec.ID)
-	if err != nil {
-		return nil, err
-	}
-	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
+	proc, kid, err := d.exec(ctx, spec.ID, dir, command)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +125,29 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 	}
 	m.supervise(false)
 	return m, nil
+}
+
+// exec runs a QEMU that no record knows yet.
+func (d *Driver) exec(ctx context.Context, id vmpod.ID, dir vmDir, c command) (process, *child, error) {
+	files := &fdTable{sockets: d.socketPaths(id)}
+	defer files.close()
+	args, err := c.argv(files)
+	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
+		return process{}, nil, err
+	}
+	if !c.clone {
+		failpoint.Hit(failpoint.LaunchListening)
+	}
+	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return process{}, nil, err
+	}
+	defer stderr.Close()
+	cfg, err := d.withUser(id)
+	if err != nil {
+		return process{}, nil, err
+	}
+	return startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
 }
 
 func (d *Driver) command(spec vmpod.Spec) command {

@@ -17,11 +17,10 @@ import (
 // clonesByTemplate are the processes of clones that run, by the names of their
 // templates, as the pods' records have them.
 func (d *Driver) clonesByTemplate() map[string][]process {
-	entries, _ := os.ReadDir(d.cfg.StateDir)
+	records, _ := d.recorded()
 	clones := map[string][]process{}
-	for _, e := range entries {
-		var p process
-		if ok, err := vmDir(filepath.Join(d.cfg.StateDir, e.Name())).read(processFile, &p); !ok || err != nil || p.Template == "" {
+	for _, p := range records {
+		if p.Template == "" {
 			continue
 		}
 		if fd, err := p.open(); err == nil {
