@@ -25,6 +25,9 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (*Machine, error) 
 	if t != nil {
 		m, err := d.launchClone(ctx, spec, t)
 		d.templates.release(t)
+		if err == nil {
+			d.templates.worked(t)
+		}
 		if err == nil || ctx.Err() != nil {
 			return m, err
 		}

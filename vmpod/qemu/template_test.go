@@ -237,6 +237,32 @@ func TestEvict(t *testing.T) {
 	}
 }
 
+// TestUseless: templates that can be made but not cloned are given up too.
+func TestUseless(t *testing.T) {
+	d := keptDriver(t)
+	sh := shape{cpus: 1, memory: 128 << 20}
+	e := put(t, d, sh, 1)
+	fail := func(times int) {
+		for range times {
+			put(t, d, sh, 1)
+			d.templates.failed(e.t, os.ErrInvalid)
+		}
+	}
+	fail(templateAttempts - 1)
+	if e.state != templateWanted {
+		t.Errorf("after %d failures it is %s", e.attempts, e.state)
+	}
+	put(t, d, sh, 1)
+	d.templates.worked(e.t)
+	fail(templateAttempts - 1)
+	if e.state != templateWanted {
+		t.Errorf("after one that worked and %d failures it is %s", e.attempts, e.state)
+	}
+	if fail(1); e.state != templateFailed {
+		t.Errorf("after %d failures it is %s", e.attempts, e.state)
+	}
+}
+
 func TestTemplateBackoff(t *testing.T) {
 	e := &templateEntry{changed: make(chan struct{})}
 	for n, want := range map[int]time.Duration{1: templateBackoff, 2: 2 * templateBackoff, 6: 32 * templateBackoff, 7: templateMaxBackoff, 64: templateMaxBackoff, 1000: templateMaxBackoff} {

@@ -430,11 +430,12 @@ func (s *templateStore) make(from *nowhere, e *templateEntry) {
 		}
 		return
 	}
-	e.attempts++
-	e.err = err
+	if e.err = err; err != nil {
+		e.attempts++
+	}
 	switch {
 	case err == nil:
-		e.t, e.lastUsed, e.attempts = t, time.Now(), 0
+		e.t, e.lastUsed = t, time.Now()
 		e.set(templateReady)
 		log.Info("template is ready", "template", name, "took", time.Since(begin), "bytes", t.bytes)
 		s.evict(e)
@@ -502,9 +503,22 @@ func (s *templateStore) failed(t *template, why error) {
 	s.log.Warn("template is thrown away", "template", t.name, "cpus", t.shape.cpus, "memory", t.shape.memory, "err", why)
 	s.discard(t)
 	e.t, e.err = nil, why
-	e.attempts++
+	if e.attempts++; e.attempts >= templateAttempts {
+		e.set(templateFailed)
+		s.log.Error("no template is of use: pod VMs of this size boot", "cpus", t.shape.cpus, "memory", t.shape.memory, "attempts", e.attempts)
+		return
+	}
 	e.again()
 	s.kick()
+}
+
+// worked tells that a clone of t was made, so that failures begin to count anew.
+func (s *templateStore) worked(t *template) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[t.shape]; e != nil && e.t == t {
+		e.attempts = 0
+	}
 }
 
 // AwaitTemplate has the template made from which VMs of the Spec's size and
