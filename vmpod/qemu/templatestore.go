@@ -137,13 +137,18 @@ func (s *templateStore) pin() {
 		return
 	}
 	for i, size := range s.d.cfg.Templates.Sizes {
-		sh := shape{cpus: size.CPUs, memory: min((size.Memory+1<<20-1)>>20<<20, maxTemplateMemory), furnished: s.d.furnishes()}
+		sh := shape{cpus: size.CPUs, memory: size.template(), furnished: s.d.furnishes()}
 		s.pinOne(sh, i)
 		if sh.furnished && i == 0 && s.d.cfg.Templates.Warm > 0 {
 			sh.furnished = false // one that waits cannot know whose disk it will have
 			s.pinOne(sh, len(s.d.cfg.Templates.Sizes))
 		}
 	}
+}
+
+// template is the RAM of the template that is made for a size, in bytes.
+func (s Size) template() int64 {
+	return min(memoryMiB(vmpod.Spec{Memory: s.Memory})<<20, maxTemplateMemory)
 }
 
 func (s *templateStore) pinOne(sh shape, order int) {

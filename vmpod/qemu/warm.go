@@ -22,7 +22,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 	s.mu.Lock()
 	var t *template
 	for _, e := range s.entries {
-		if e.pinned && e.state == templateReady && !e.shape.furnished && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].Memory>>20<<20 {
+		if e.pinned && e.state == templateReady && !e.shape.furnished && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].template() {
 			t = e.t
 		}
 	}
