@@ -263,6 +263,37 @@ func TestUseless(t *testing.T) {
 	}
 }
 
+// TestSuccessor: the end of a template that was in use when it was made anew
+// leaves the new one's files.
+func TestSuccessor(t *testing.T) {
+	d := keptDriver(t)
+	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var made []*template
+	for i := range 2 {
+		e := put(t, d, shape{cpus: 1, memory: 128 << 20}, 1)
+		e.t.made = time.Now().Add(time.Duration(i))
+		e.t.state = d.stateFile(e.t.name, e.t.made)
+		write(t, e.t.state, "state")
+		if err := d.recordTemplate(e.t); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, e.t)
+	}
+	left := func() int {
+		entries, _ := os.ReadDir(d.templateDir())
+		return len(entries)
+	}
+	d.dropTemplate(made[0])
+	if _, err := os.Stat(made[1].state); err != nil || left() != 2 {
+		t.Errorf("%d files are left, want the state and the record of the second: %v", left(), err)
+	}
+	if d.dropTemplate(made[1]); left() != 0 {
+		t.Errorf("%d files are left of none", left())
+	}
+}
+
 func TestTemplateBackoff(t *testing.T) {
 	e := &templateEntry{changed: make(chan struct{})}
 	for n, want := range map[int]time.Duration{1: templateBackoff, 2: 2 * templateBackoff, 6: 32 * templateBackoff, 7: templateMaxBackoff, 64: templateMaxBackoff, 1000: templateMaxBackoff} {

@@ -91,7 +91,7 @@ func lend(t testing.TB, d *Driver, cpus int) *template {
 	}
 	lent.ram = os.NewFile(uintptr(fd), lent.ram.Name())
 	content := lent.state
-	lent.state = d.templateFile(lent.name, stateSuffix)
+	lent.state = d.stateFile(lent.name, lent.made)
 	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
 		t.Fatal(err)
 	}
