@@ -40,8 +40,8 @@ func (s *Store) sight(path string) (sighting, error) {
 
 // checkLayer returns nil if a layer is here and right, ErrNotFound if it is not
 // here, and ErrDataLoss if it is damaged. All of it is read once a boot, and
-// after each change of the file; else this costs a look at the record and the
-// inode.
+// after each change of the file, unless it is sealed; else this costs a look at
+// the record and the inode.
 func (s *Store) checkLayer(ctx context.Context, id digest.Digest) error {
 	defer s.locks.lock("layer " + id.String())()
 	rec, err := s.layerRecord(id)
@@ -52,8 +52,11 @@ func (s *Store) checkLayer(ctx context.Context, id digest.Digest) error {
 		return fmt.Errorf("layer %s: %s: %w", id, rec.Damaged, errdefs.ErrDataLoss)
 	}
 	now, err := s.sight(s.layerPath(id, dataSuffix))
-	if err == nil && now == rec.Good {
+	switch {
+	case err == nil && now == rec.Good:
 		return nil
+	case err == nil && s.layerSealed(id, rec):
+		return s.changeLayer(id, func(r *layerRecord) { r.Good = now })
 	}
 	return s.verifyLayer(ctx, id, rec, os.O_RDONLY, func(f *os.File) erofs.BlobFile { return f })
 }
@@ -96,6 +99,9 @@ func (s *Store) readLayer(ctx context.Context, id digest.Digest, rec layerRecord
 		return err
 	}
 	defer f.Close()
+	if flags&unix.O_DIRECT != 0 { // of sealed files there is no direct I/O
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
 	return erofs.CheckData(ctx, wrap(f), rec.Data, sums)
 }
 
@@ -159,9 +165,13 @@ func (c *ctxReader) Read(p []byte) (int, error) {
 
 // scrub reads all layers from the disk itself, past what the kernel has in
 // memory, so that bits that flipped there are found before they are needed:
-// after a boot, those that were not read since, and then all, every so often.
+// after a boot, those that were not read since and have no seal, and then all,
+// every so often.
 func (s *Store) scrub(ctx context.Context) {
-	s.scrubAll(ctx, func(_ digest.Digest, rec layerRecord) bool { return rec.Good.Boot != s.bootID })
+	s.scrubAll(ctx, func(id digest.Digest, rec layerRecord) bool {
+		return rec.Good.Boot != s.bootID && !s.layerSealed(id, rec)
+	})
+	close(s.scrubbed)
 	tick := time.NewTicker(s.scrubEvery)
 	defer tick.Stop()
 	for {

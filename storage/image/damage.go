@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/storage"
 )
@@ -216,14 +214,9 @@ func (s *Store) scrubDisk(ctx context.Context, id string, rec diskRecord) error 
 	if rec.Digest == "" { // damaged, and not wanted since
 		return nil
 	}
-	f, err := openPart(s.metaPath(id), os.O_RDONLY)
+	err := s.readMeta(ctx, id, rec)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err == nil {
-		defer f.Close()
-		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
-		err = checkDigest(ctx, f, rec.Digest)
 	}
 	if !errdefs.IsDataLoss(err) {
 		return err

@@ -41,6 +41,8 @@ type diskRecord struct {
 	Layers  []diskLayer
 	// Good is the metadata when all of it was last known to be right.
 	Good sighting
+	// Seal is the metadata's; empty: it has none.
+	Seal digest.Digest `json:",omitempty"`
 }
 
 func (r diskRecord) layers() (ids []digest.Digest) {
@@ -259,10 +261,8 @@ func (s *Store) checkMeta(ctx context.Context, id string, rec diskRecord) error 
 	if err != nil || now == rec.Good {
 		return err
 	}
-	f, err := openPart(s.metaPath(id), os.O_RDONLY)
-	if err == nil {
-		defer f.Close()
-		err = checkDigest(ctx, f, rec.Digest)
+	if !s.sealed(s.metaPath(id), rec.Seal) {
+		err = s.readMeta(ctx, id, rec)
 	}
 	if err != nil {
 		if errdefs.IsDataLoss(err) {
@@ -272,6 +272,16 @@ func (s *Store) checkMeta(ctx context.Context, id string, rec diskRecord) error 
 	}
 	rec.Good = now
 	return s.recordDisk(id, rec)
+}
+
+func (s *Store) readMeta(ctx context.Context, id string, rec diskRecord) error {
+	f, err := openPart(s.metaPath(id), os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // what is on the disk matters
+	return checkDigest(ctx, f, rec.Digest)
 }
 
 func (s *Store) recordDisk(id string, rec diskRecord) error {
@@ -336,7 +346,7 @@ func (s *Store) makeDisk(ctx context.Context, m *manifest) (rec diskRecord, err 
 	}
 	s.converted.Add(rec.Meta)
 	failpoint.Hit(failpoint.PullBuilt)
-	if err := meta.keep(s.metaPath(m.id())); err != nil {
+	if rec.Seal, err = s.keepSealed(meta, s.metaPath(m.id())); err != nil {
 		return rec, err
 	}
 	if err := s.writeDescriptor(m.id(), rec); err != nil {
