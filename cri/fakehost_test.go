@@ -34,7 +34,8 @@ type fakeHost struct {
 	holds       map[string]int
 	launches    int
 	began       time.Time
-	starved     atomic.Bool // its machines get no CPU
+	starved     atomic.Bool                  // its machines get no CPU
+	status      atomic.Pointer[vmpod.Status] // of its machines; nil: they run
 }
 
 func newFakeHost() *fakeHost {
@@ -180,6 +181,9 @@ func (m *fakeMachine) Spec() vmpod.Spec {
 func (m *fakeMachine) Status(ctx context.Context) (vmpod.Status, error) {
 	if err := m.host.at(ctx, "status"); err != nil {
 		return vmpod.Status{State: vmpod.StateUnknown, Reason: vmpod.ReasonVMMNotResponding, Message: err.Error()}, nil
+	}
+	if status := m.host.status.Load(); status != nil {
+		return *status, nil
 	}
 	return vmpod.Status{State: vmpod.StateRunning}, nil
 }

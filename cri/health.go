@@ -206,6 +206,9 @@ func (p *pod) judge(beat *pulse, g glance, old vmpod.Fault, limits pace) vmpod.F
 		p.log.Warn("pod VM has a fault", "reason", reason, "message", message)
 		p.s.faults.tell(now)
 	}
+	if reason == vmpod.ReasonHostDiskError {
+		p.recheckImages()
+	}
 	return now
 }
 

@@ -21,7 +21,7 @@ func TestIdentity(t *testing.T) {
 	id := s.run(t)
 	g := h.guest(podUID)
 	vm := vmpod.ID{PodUID: podUID}
-	if r := g.setup; r.VmUuid != vm.UUID().String() || len(r.MachineId) != 32 || len(r.Entropy) < 64 || r.Hostname == "" || len(r.Interfaces) != 1 {
+	if r := g.setup; r.VmUuid != vm.UUID().String() || len(r.MachineId) != 32 || len(r.Entropy) < 64 || r.Hostname == "" || r.PodUid != podUID || len(r.Interfaces) != 1 {
 		t.Errorf("the guest was told %v", r)
 	}
 	if d := time.Since(time.Unix(0, g.setup.ClockNs)); d < 0 || d > time.Minute {

@@ -255,6 +255,7 @@ func (s *Server) setup(ctx context.Context, kit *machineKit, config *runtimeapi.
 		Hostname:      config.Hostname,
 		MachineId:     machineID(kit.vm),
 		VmUuid:        kit.vm.UUID().String(),
+		PodUid:        kit.vm.PodUID,
 		Interfaces:    interfaces(kit.attachment),
 		Sysctls:       config.GetLinux().GetSysctls(),
 		SharePid:      config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD,

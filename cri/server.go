@@ -96,6 +96,7 @@ type Server struct {
 	faults  *feed[vmpod.Fault]
 	starts  *feed[vmpod.Start]
 	podVMs  *feed[string] // ids of sandboxes whose VM is new or has grown
+	damages *feed[storage.Damage]
 	boots   bootIDs
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
@@ -143,6 +144,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		faults:  newFeed[vmpod.Fault](),
 		starts:  newFeed[vmpod.Start](),
 		podVMs:  newFeed[string](),
+		damages: newFeed[storage.Damage](),
 		pods:    map[string]*pod{},
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},
@@ -160,6 +162,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.followDamage()
 	return s, nil
 }
 

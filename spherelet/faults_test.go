@@ -50,3 +50,11 @@ func TestFaultsAreShown(t *testing.T) {
 		}
 	}
 }
+
+func TestNoticesAreShown(t *testing.T) {
+	events := record.NewFakeRecorder(1)
+	tellNotice(events, vmpod.Notice{PodUID: "u1", Namespace: "ns", Name: "web", Reason: vmpod.ReasonImageDamaged, Message: "100% of it"})
+	if got, want := <-events.Events, "Warning ImageDamaged 100% of it"; got != want {
+		t.Errorf("event %q, want %q", got, want)
+	}
+}

@@ -33,6 +33,9 @@ type Options struct {
 	// PodVMs calls its argument for every pod's VM that is there, is made or has
 	// grown; perhaps more than once. May be nil.
 	PodVMs func(func(vmpod.PodVM))
+	// Notices calls its argument for what users of a pod should know. May be
+	// nil.
+	Notices func(func(vmpod.Notice))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
 	// Facts about the hypervisor, for labels, condition and events.

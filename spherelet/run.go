@@ -180,6 +180,9 @@ func (n *node) captured(ctx context.Context) kubelet.Option {
 			teller := &faultTeller{client: n.deps.KubeClient, recorder: n.deps.Recorder, log: n.o.Logger}
 			n.o.Faults(func(f vmpod.Fault) { teller.tell(ctx, f) })
 		}
+		if n.o.Notices != nil {
+			n.o.Notices(func(notice vmpod.Notice) { tellNotice(n.deps.Recorder, notice) })
+		}
 		if n.o.Starts != nil {
 			teller := &startTeller{client: n.deps.KubeClient, recorder: n.deps.Recorder, accelerator: n.o.Facts.Accelerator, log: n.o.Logger}
 			n.o.Starts(func(s vmpod.Start) { teller.tell(ctx, s) })

@@ -62,8 +62,8 @@ func (b *podBench) burst(ctx context.Context, vm *vmBench, all *results) error {
 		}
 	}
 	for name, uid := range uids {
-		if cloned, err := isClone(uid); err != nil || !cloned {
-			return fmt.Errorf("pod %s: %w (%v)", name, errCold, err)
+		if err := launchedAs(uid, true); err != nil {
+			return fmt.Errorf("pod %s: %w", name, err)
 		}
 	}
 	all.add("burst20_raw_boot", "ms", raw)

@@ -27,15 +27,10 @@ func (b *podBench) cloneStarts(ctx context.Context, vm *vmBench, n int, all *res
 			return fmt.Errorf("raw boot: %w", err)
 		}
 		name := fmt.Sprintf("clone-%d", i)
-		start := time.Now()
-		uid, err := b.create(ctx, name, pauseImage, nil)
+		uid, took, err := b.run(ctx, name)
 		if err != nil {
 			return err
 		}
-		if err := b.awaitRunning(ctx, name); err != nil {
-			return err
-		}
-		took := ms(start)
 		c, err := cloneCPU(uid)
 		if err != nil {
 			return fmt.Errorf("pod %s: %w", name, err)
@@ -78,11 +73,7 @@ func cloneCPU(uid string) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	cloned, err := isClone(uid)
-	if err == nil && !cloned {
-		err = errCold
-	}
-	return cpu, err
+	return cpu, launchedAs(uid, true)
 }
 
 // awaitTemplate starts pods until one is a clone. The first one pulls the image.
@@ -92,11 +83,8 @@ func (b *podBench) awaitTemplate(ctx context.Context) error {
 	say("waiting for a template")
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("first-%d", i)
-		uid, err := b.create(ctx, name, pauseImage, nil)
+		uid, _, err := b.run(ctx, name)
 		if err != nil {
-			return err
-		}
-		if err := b.awaitRunning(ctx, name); err != nil {
 			return err
 		}
 		cloned, err := isClone(uid)

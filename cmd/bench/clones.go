@@ -30,6 +30,24 @@ func isClone(uid string) (bool, error) {
 	return bytes.Contains(argv, []byte("\x00-incoming\x00")), err
 }
 
+// launchedAs says what is wrong if a pod's VM is a clone and should have been
+// booted, or the other way round.
+func launchedAs(uid string, clone bool) error {
+	cloned, err := isClone(uid)
+	switch {
+	case err != nil:
+		return err
+	case cloned && !clone:
+		return errCloned
+	case clone && !cloned:
+		return errCold
+	}
+	return nil
+}
+
+// errCloned is a VM that was cloned where a boot was to be measured.
+var errCloned = errors.New("a VM was cloned, not booted")
+
 // errCold is a VM that was booted where a clone was to be measured.
 var errCold = errors.New("a VM was booted, not cloned")
 

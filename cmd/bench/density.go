@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -35,15 +34,11 @@ func (b *podBench) density(ctx context.Context, all *results) error {
 	left := before
 	for len(starts) < densityPods && left >= densityMemory {
 		name := fmt.Sprintf("dense-%d", len(starts))
-		start := time.Now()
-		uid, err := b.create(ctx, name, pauseImage, nil)
-		if err == nil {
-			err = b.awaitRunning(ctx, name)
-		}
+		uid, took, err := b.run(ctx, name)
 		if err != nil {
 			return fmt.Errorf("pod %d: %w", len(starts)+1, err)
 		}
-		starts, uids[name] = append(starts, ms(start)), uid
+		starts, uids[name] = append(starts, took), uid
 		if left, err = memAvailable(); err != nil {
 			return err
 		}

@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -51,28 +49,10 @@ var polls = []poll{
 }
 
 // lists measures the polled calls with real VMs.
-func (b *criBench) lists(ctx context.Context, all *results) (err error) {
-	pods := make([]criPod, listedPods)
-	defer func() {
-		var g errgroup.Group
-		for _, p := range pods {
-			g.Go(func() error { return removePod(ctx, b.rt, p) })
-		}
-		err = errors.Join(err, g.Wait())
-	}()
-	say("starting %d pods", listedPods)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(2)
-	for i := range pods {
-		g.Go(func() (err error) {
-			pods[i], err = b.pod(gctx, pauseImage)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return runPolls(ctx, b.conn, pods, nil, all)
+func (b *criBench) lists(ctx context.Context, all *results) error {
+	return b.withPods(ctx, listedPods, func(pods []criPod) error {
+		return runPolls(ctx, b.conn, pods, nil, all)
+	})
 }
 
 // runPolls takes the samples of each poll; own, if it is set, prepares for

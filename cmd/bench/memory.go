@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // memoryPods is how many sandboxes the host's memory is shared out between.
@@ -50,43 +48,26 @@ func (b *criBench) memoryWith(ctx context.Context, clones bool) (samples []float
 			return nil, err
 		}
 	}
-	say("starting %d sandboxes", memoryPods)
-	pods := make([]criPod, memoryPods)
-	defer func() {
-		var g errgroup.Group
+	err = b.withPods(ctx, memoryPods, func(pods []criPod) error {
 		for _, p := range pods {
-			g.Go(func() error { return removePod(ctx, b.rt, p) })
+			if err := launchedAs(p.uid, clones); err != nil {
+				return fmt.Errorf("sandbox %s: %w", p.uid, err)
+			}
 		}
-		err = errors.Join(err, g.Wait())
-	}()
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(2)
-	for i := range pods {
-		g.Go(func() (err error) {
-			pods[i], err = b.pod(gctx, pauseImage)
+		if err := sleep(ctx, settle); err != nil {
 			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for _, p := range pods {
-		if cloned, err := isClone(p.uid); err != nil || cloned != clones {
-			return nil, fmt.Errorf("sandbox %s: cloned: %t: %w", p.uid, cloned, err)
 		}
-	}
-	if err := sleep(ctx, settle); err != nil {
-		return nil, err
-	}
-	for range 10 {
-		now, err := memAvailable()
-		if err != nil {
-			return nil, err
+		for range 10 {
+			now, err := memAvailable()
+			if err != nil {
+				return err
+			}
+			samples = append(samples, (before-now)/(1<<20))
+			time.Sleep(500 * time.Millisecond)
 		}
-		samples = append(samples, (before-now)/(1<<20))
-		time.Sleep(500 * time.Millisecond)
-	}
-	return samples, nil
+		return nil
+	})
+	return samples, err
 }
 
 // awaitTemplate runs sandboxes until one is a clone.

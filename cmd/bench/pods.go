@@ -81,17 +81,12 @@ func (b *podBench) starts(ctx context.Context, n int, all *results) error {
 	var whole, rest []float64
 	for i := range n + 1 {
 		name := fmt.Sprintf("start-%d", i)
-		start := time.Now()
-		uid, err := b.create(ctx, name, pauseImage, nil)
+		uid, took, err := b.run(ctx, name)
 		if err != nil {
 			return err
 		}
-		if err := b.awaitRunning(ctx, name); err != nil {
-			return err
-		}
-		took := ms(start)
-		if cloned, err := isClone(uid); err != nil || cloned {
-			return fmt.Errorf("pod %s was cloned where it was to be booted (%v)", name, err)
+		if err := launchedAs(uid, false); err != nil {
+			return fmt.Errorf("pod %s: %w", name, err)
 		}
 		vm, err := b.vmPart(uid)
 		if err != nil {
@@ -155,6 +150,17 @@ func (b *podBench) create(ctx context.Context, name, image string, command []str
 		return "", err
 	}
 	return string(p.UID), nil
+}
+
+// run creates a pod that does nothing and returns after how many milliseconds
+// it was running.
+func (b *podBench) run(ctx context.Context, name string) (uid string, took float64, err error) {
+	start := time.Now()
+	if uid, err = b.create(ctx, name, pauseImage, nil); err != nil {
+		return "", 0, err
+	}
+	err = b.awaitRunning(ctx, name)
+	return uid, ms(start), err
 }
 
 func (b *podBench) awaitRunning(ctx context.Context, name string) error {
@@ -331,8 +337,11 @@ func vmPSS(uid string) (float64, error) {
 // runTime is the CPU time in ms of a process, all threads.
 func runTime(pid int) (float64, error) {
 	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "schedstat"))
-	if err != nil || len(threads) == 0 {
-		return 0, fmt.Errorf("process %d has no threads: %w", pid, err)
+	if err != nil {
+		return 0, err
+	}
+	if len(threads) == 0 {
+		return 0, fmt.Errorf("process %d has no threads", pid)
 	}
 	var sum float64
 	for _, file := range threads {

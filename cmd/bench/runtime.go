@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -304,6 +305,32 @@ type criPod struct {
 // pod runs a sandbox and starts one container in it.
 func (b *criBench) pod(ctx context.Context, image string, command ...string) (criPod, error) {
 	return startPod(ctx, b.rt, filepath.Join(b.dir, "podlogs"), image, command...)
+}
+
+// withPods starts so many sandboxes, two at a time, each with a container that
+// does nothing, calls f, and removes them.
+func (b *criBench) withPods(ctx context.Context, n int, f func([]criPod) error) (err error) {
+	pods := make([]criPod, n)
+	defer func() {
+		var g errgroup.Group
+		for _, p := range pods {
+			g.Go(func() error { return removePod(ctx, b.rt, p) })
+		}
+		err = errors.Join(err, g.Wait())
+	}()
+	say("starting %d pods", n)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for i := range pods {
+		g.Go(func() (err error) {
+			pods[i], err = b.pod(gctx, pauseImage)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return f(pods)
 }
 
 func startPod(ctx context.Context, rt runtimeapi.RuntimeServiceClient, logs, image string, command ...string) (criPod, error) {

@@ -81,10 +81,9 @@ func serveSeeds(t *testing.T, layout string) string {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	config := registry.Config{Dir: t.TempDir(), Listener: l, Seeds: []string{layout}}
 	done := make(chan error, 1)
-	go func() {
-		done <- registry.Serve(ctx, registry.Config{Dir: t.TempDir(), Listener: l, Seeds: []string{layout}})
-	}()
+	go func() { done <- registry.Serve(ctx, config) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

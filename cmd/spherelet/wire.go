@@ -63,6 +63,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 		return err
 	}
 	registerLaunchMetrics()
+	registerImageMetrics(h.images)
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err
@@ -79,6 +80,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			Faults:      h.runtime.Faults,
 			Starts:      h.runtime.Starts,
 			PodVMs:      h.runtime.PodVMs,
+			Notices:     h.runtime.Notices,
 			VolumeUsage: h.runtime.VolumeUsage,
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,

@@ -7,8 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -42,8 +40,8 @@ func (s *Store) sight(path string) (sighting, error) {
 
 // checkLayer returns nil if a layer is here and right, ErrNotFound if it is not
 // here, and ErrDataLoss if it is damaged. All of it is read once a boot, and
-// after each change of the file; else this costs a look at the record and the
-// inode.
+// after each change of the file, unless it is sealed; else this costs a look at
+// the record and the inode.
 func (s *Store) checkLayer(ctx context.Context, id digest.Digest) error {
 	defer s.locks.lock("layer " + id.String())()
 	rec, err := s.layerRecord(id)
@@ -54,8 +52,11 @@ func (s *Store) checkLayer(ctx context.Context, id digest.Digest) error {
 		return fmt.Errorf("layer %s: %s: %w", id, rec.Damaged, errdefs.ErrDataLoss)
 	}
 	now, err := s.sight(s.layerPath(id, dataSuffix))
-	if err == nil && now == rec.Good {
+	switch {
+	case err == nil && now == rec.Good:
 		return nil
+	case err == nil && s.layerSealed(id, rec):
+		return s.changeLayer(id, func(r *layerRecord) { r.Good = now })
 	}
 	return s.verifyLayer(ctx, id, rec, os.O_RDONLY, func(f *os.File) erofs.BlobFile { return f })
 }
@@ -79,14 +80,7 @@ func (s *Store) verifyLayer(ctx context.Context, id digest.Digest, rec layerReco
 	case !errdefs.IsDataLoss(err):
 		return err
 	}
-	s.reportDamage("an image layer is damaged and will be fetched again: pods that run keep what they have",
-		err, func(disk diskRecord) bool {
-			return slices.ContainsFunc(disk.Layers, func(l diskLayer) bool { return l.DiffID == id })
-		},
-		"layer", id)
-	why := err
-	err = s.changeLayer(id, func(r *layerRecord) { r.Damaged = why.Error() })
-	return errors.Join(fmt.Errorf("layer %s: %w", id, why), err)
+	return s.damaged(ctx, id, err)
 }
 
 func (s *Store) readLayer(ctx context.Context, id digest.Digest, rec layerRecord, flags int, wrap func(*os.File) erofs.BlobFile) error {
@@ -100,20 +94,35 @@ func (s *Store) readLayer(ctx context.Context, id digest.Digest, rec layerRecord
 		return err
 	}
 	path := s.layerPath(id, dataSuffix)
-	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.EINVAL) && flags != os.O_RDONLY { // direct I/O, which this file system has not
-		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	}
+	f, err := openPart(path, flags)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if flags&unix.O_DIRECT != 0 { // of sealed files there is no direct I/O
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
 	return erofs.CheckData(ctx, wrap(f), rec.Data, sums)
+}
+
+// openPart opens a file that disks consist of. It returns ErrDataLoss if the
+// host's disk does not give it.
+func openPart(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.EINVAL) && flags&unix.O_DIRECT != 0 { // direct I/O, which this file system has not
+		f, err = os.OpenFile(path, flags&^unix.O_DIRECT|unix.O_NOFOLLOW, 0)
+	}
+	for _, no := range []error{unix.EIO, unix.EUCLEAN, unix.EBADMSG} {
+		if errors.Is(err, no) {
+			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+		}
+	}
+	return f, err
 }
 
 // openIndex opens a layer's index once it is known to be right.
 func (s *Store) openIndex(ctx context.Context, id digest.Digest, rec layerRecord) (*os.File, error) {
-	f, err := os.OpenFile(s.layerPath(id, indexSuffix), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := openPart(s.layerPath(id, indexSuffix), os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -154,33 +163,15 @@ func (c *ctxReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// reportDamage tells of damage to what concerns some disks, and to whom it
-// matters.
-func (s *Store) reportDamage(what string, err error, concerns func(diskRecord) bool, keys ...any) {
-	var images, pods []string
-	_ = s.eachDisk(func(id string, rec diskRecord) error {
-		if concerns(rec) {
-			images = append(images, id)
-		}
-		return nil
-	})
-	_ = s.bolt.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketHolds).ForEach(func(k, _ []byte) error {
-			user, id, _ := strings.Cut(string(k), "\x00")
-			if slices.Contains(images, id) && !slices.Contains(pods, user) {
-				pods = append(pods, user)
-			}
-			return nil
-		})
-	})
-	s.log.Error(what, append(keys, "images", images, "pods", pods, "error", err)...)
-}
-
 // scrub reads all layers from the disk itself, past what the kernel has in
 // memory, so that bits that flipped there are found before they are needed:
-// after a boot, those that were not read since, and then all, every so often.
+// after a boot, those that were not read since and have no seal, and then all,
+// every so often.
 func (s *Store) scrub(ctx context.Context) {
-	s.scrubLayers(ctx, func(rec layerRecord) bool { return rec.Good.Boot != s.bootID })
+	s.scrubAll(ctx, func(id digest.Digest, rec layerRecord) bool {
+		return rec.Good.Boot != s.bootID && !s.layerSealed(id, rec)
+	})
+	close(s.scrubbed)
 	tick := time.NewTicker(s.scrubEvery)
 	defer tick.Stop()
 	for {
@@ -188,19 +179,29 @@ func (s *Store) scrub(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s.scrubLayers(ctx, func(layerRecord) bool { return true })
+			s.scrubAll(ctx, func(digest.Digest, layerRecord) bool { return true })
 		}
 	}
 }
 
-func (s *Store) scrubLayers(ctx context.Context, wanted func(layerRecord) bool) {
+func (s *Store) scrubAll(ctx context.Context, wanted func(digest.Digest, layerRecord) bool) {
+	err := s.scrubLayers(ctx, wanted)
+	err = errors.Join(err, s.eachDisk(func(id string, rec diskRecord) error { return s.scrubDisk(ctx, id, rec) }))
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("not all image layers could be looked at", "error", err)
+	}
+}
+
+// scrubLayers reads the layers that are wanted and not known to be damaged, and
+// mends them.
+func (s *Store) scrubLayers(ctx context.Context, wanted func(digest.Digest, layerRecord) bool) error {
 	var ids []digest.Digest
 	err := s.bolt.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketLayers).ForEach(func(k, _ []byte) error { ids = append(ids, digest.Digest(k)); return nil })
 	})
 	for _, id := range ids {
 		rec, rerr := s.layerRecord(id)
-		if rerr != nil || rec.Damaged != "" || !wanted(rec) {
+		if rerr != nil || rec.Damaged != "" || !wanted(id, rec) {
 			continue
 		}
 		verr := s.verifyLayer(ctx, id, rec, os.O_RDONLY|unix.O_DIRECT, func(f *os.File) erofs.BlobFile { return &pacedFile{f, ctx} })
@@ -211,48 +212,7 @@ func (s *Store) scrubLayers(ctx context.Context, wanted func(layerRecord) bool) 
 			err = errors.Join(err, verr)
 		}
 	}
-	err = errors.Join(err, s.scrubDisks(ctx))
-	if err != nil && ctx.Err() == nil {
-		s.log.Warn("not all image layers could be looked at", "error", err)
-	}
-}
-
-// mend fetches a damaged layer again by the names of an image that has it.
-func (s *Store) mend(ctx context.Context, id digest.Digest) {
-	var images []string
-	_ = s.eachDisk(func(image string, rec diskRecord) error {
-		if slices.ContainsFunc(rec.Layers, func(l diskLayer) bool { return l.DiffID == id }) {
-			images = append(images, image)
-		}
-		return nil
-	})
-	var err error
-	for _, image := range images {
-		if err = s.refetch(ctx, image); err == nil {
-			s.log.Info("a damaged image layer was fetched again", "layer", id, "image", image)
-			return
-		}
-	}
-	s.log.Warn("a damaged image layer could not be fetched again without credentials: the next pod has its image pulled", "layer", id, "images", images, "error", err)
-}
-
-// scrubDisks reads the metadata of all images; what is damaged is made again
-// when it is wanted.
-func (s *Store) scrubDisks(ctx context.Context) error {
-	return s.eachDisk(func(id string, rec diskRecord) error {
-		f, err := os.Open(s.metaPath(id))
-		if err != nil {
-			return nil
-		}
-		defer f.Close()
-		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
-		if err := checkDigest(ctx, f, rec.Digest); !errdefs.IsDataLoss(err) {
-			return err
-		}
-		s.reportDamage("the metadata of an image is damaged and will be made again: pods that run keep what they have",
-			err, func(d diskRecord) bool { return d.Digest == rec.Digest }, "image", id)
-		return s.recordDisk(id, diskRecord{Version: rec.Version, Image: rec.Image, Layers: rec.Layers})
-	})
+	return err
 }
 
 // scrubRate is how fast layers are read that nobody waits for, in bytes a

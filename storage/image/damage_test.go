@@ -156,6 +156,7 @@ func TestFlippedBits(t *testing.T) {
 		{"blob gone", func() { os.Remove(highData) }, "", highBlob},
 		{"index", func() { flip(t, highIndex, 30); reboot() }, highIndex, highBlob},
 		{"index gone", func() { os.Remove(highIndex); reboot() }, "", highBlob},
+		{"index, once it is read again", func() { flip(t, highIndex, 30); os.Remove(meta) }, highIndex, highBlob},
 		{"metadata, superblock", func() { flip(t, meta, 1040) }, meta, ""},
 		{"metadata, inode", func() { flip(t, meta, 4200) }, meta, ""},
 		{"metadata cut", func() { os.Truncate(meta, 4096) }, meta, ""},

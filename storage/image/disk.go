@@ -41,6 +41,15 @@ type diskRecord struct {
 	Layers  []diskLayer
 	// Good is the metadata when all of it was last known to be right.
 	Good sighting
+	// Seal is the metadata's; empty: it has none.
+	Seal digest.Digest `json:",omitempty"`
+}
+
+func (r diskRecord) layers() (ids []digest.Digest) {
+	for _, l := range r.Layers {
+		ids = append(ids, l.DiffID)
+	}
+	return ids
 }
 
 type diskLayer struct {
@@ -111,6 +120,9 @@ func (s *Store) Disk(ctx context.Context, imageID, user string) (storage.ImageDi
 		return disk, err
 	}
 	if rerr := s.refetch(ctx, imageID); rerr != nil {
+		if rec, err := s.diskRecord(imageID); err == nil {
+			s.tellUnmended(ctx, rec.layers())
+		}
 		return disk, classed(errdefs.ErrDataLoss, "image %s has a damaged layer, which could not be fetched again without credentials: pull it again: %v; %v", imageID, lost.err, rerr)
 	}
 	return s.disk(s.in(ctx), imageID, user)
@@ -123,7 +135,7 @@ func (s *Store) disk(ctx context.Context, imageID, user string) (storage.ImageDi
 		return storage.ImageDisk{}, err
 	}
 	failpoint.Hit(failpoint.HoldRecorded)
-	rec, err := s.ensureDisk(ctx, imageID, !fresh)
+	rec, err := s.ensureDisk(ctx, imageID, user, !fresh)
 	if err != nil {
 		if fresh {
 			err = errors.Join(err, s.unhold(imageID, user))
@@ -166,7 +178,7 @@ func (s *Store) refetch(ctx context.Context, id string) error {
 // ensureDisk checks an image's disk and makes it if need be. The lock of id is
 // held. held says that the user had the disk before, so that the image itself
 // may be gone.
-func (s *Store) ensureDisk(ctx context.Context, id string, held bool) (diskRecord, error) {
+func (s *Store) ensureDisk(ctx context.Context, id, user string, held bool) (diskRecord, error) {
 	records, err := s.records(ctx)
 	if err != nil {
 		return diskRecord{}, err
@@ -189,10 +201,14 @@ func (s *Store) ensureDisk(ctx context.Context, id string, held bool) (diskRecor
 		return diskRecord{}, derr
 	}
 	s.log.Info("image disk is made again", "image", id, "reason", err)
-	rec, err = s.makeDisk(ctx, d.manifest)
-	if err != nil {
-		return diskRecord{}, s.explainDisk(records[id][0].Name, err)
+	rec, merr := s.makeDisk(ctx, d.manifest)
+	if merr != nil {
+		return diskRecord{}, s.explainDisk(records[id][0].Name, merr)
 	}
+	if held {
+		user = "" // it has the old one
+	}
+	s.tellMetadata(ctx, id, user, err)
 	return rec, nil
 }
 
@@ -245,20 +261,27 @@ func (s *Store) checkMeta(ctx context.Context, id string, rec diskRecord) error 
 	if err != nil || now == rec.Good {
 		return err
 	}
-	f, err := os.Open(s.metaPath(id))
-	if err != nil {
-		return err
+	if !s.sealed(s.metaPath(id), rec.Seal) {
+		err = s.readMeta(ctx, id, rec)
 	}
-	defer f.Close()
-	if err := checkDigest(ctx, f, rec.Digest); err != nil {
+	if err != nil {
 		if errdefs.IsDataLoss(err) {
-			s.reportDamage("the metadata of an image is damaged and is made again: pods that run keep what they have",
-				err, func(d diskRecord) bool { return d.Digest == rec.Digest }, "image", id)
+			err = s.metadataDamaged(ctx, id, err)
 		}
 		return err
 	}
 	rec.Good = now
 	return s.recordDisk(id, rec)
+}
+
+func (s *Store) readMeta(ctx context.Context, id string, rec diskRecord) error {
+	f, err := openPart(s.metaPath(id), os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // what is on the disk matters
+	return checkDigest(ctx, f, rec.Digest)
 }
 
 func (s *Store) recordDisk(id string, rec diskRecord) error {
@@ -277,10 +300,14 @@ func (s *Store) convert(ctx context.Context, r ref, m *manifest) error {
 	if err == nil {
 		return nil
 	}
-	if errdefs.IsNotFound(err) || errdefs.IsDataLoss(err) {
-		_, err = s.makeDisk(ctx, m)
+	if !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return err
 	}
-	return s.explainDisk(r.String(), err)
+	if _, err := s.makeDisk(ctx, m); err != nil {
+		return s.explainDisk(r.String(), err)
+	}
+	s.tellMetadata(ctx, m.id(), "", err)
+	return nil
 }
 
 // makeDisk merges an image's layers. It returns a lostLayer if one of them is
@@ -300,7 +327,13 @@ func (s *Store) makeDisk(ctx context.Context, m *manifest) (rec diskRecord, err 
 		rec.Layers = append(rec.Layers, diskLayer{id, l.Data})
 		layers[i] = erofs.Indexed{
 			Name: desc.Digest.String(), DiffID: id, Data: l.Data,
-			Open: func() (io.ReadCloser, error) { return s.openIndex(ctx, id, l) },
+			Open: func() (io.ReadCloser, error) {
+				f, err := s.openIndex(ctx, id, l)
+				if errdefs.IsDataLoss(err) || errors.Is(err, fs.ErrNotExist) {
+					return nil, &lostLayer{s.damaged(ctx, id, err)}
+				}
+				return f, err
+			},
 		}
 	}
 	meta, err := s.tempFile(s.diskDir())
@@ -313,7 +346,7 @@ func (s *Store) makeDisk(ctx context.Context, m *manifest) (rec diskRecord, err 
 	}
 	s.converted.Add(rec.Meta)
 	failpoint.Hit(failpoint.PullBuilt)
-	if err := meta.keep(s.metaPath(m.id())); err != nil {
+	if rec.Seal, err = s.keepSealed(meta, s.metaPath(m.id())); err != nil {
 		return rec, err
 	}
 	if err := s.writeDescriptor(m.id(), rec); err != nil {

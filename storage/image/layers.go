@@ -39,6 +39,8 @@ type layerRecord struct {
 	Version int
 	// Good is the blob when all of it was last known to be right.
 	Good sighting
+	// DataSeal and IndexSeal are the files' seals; empty: they have none.
+	DataSeal, IndexSeal digest.Digest `json:",omitempty"`
 	// Damaged says what is wrong with it, once that is known.
 	Damaged string `json:",omitempty"`
 }
@@ -181,18 +183,24 @@ func (s *Store) convertLayer(ctx context.Context, desc ocispec.Descriptor, id di
 // before it is used, and what is wrong is fetched again.
 func (s *Store) keepLayer(made erofs.Converted, data, index *tempFile) error {
 	defer s.locks.lock("layer " + made.DiffID.String())()
-	if err := index.keep(s.layerPath(made.DiffID, indexSuffix)); err != nil {
+	rec := layerRecord{Converted: made, Version: erofs.Version}
+	var err error
+	if rec.IndexSeal, err = s.keepSealed(index, s.layerPath(made.DiffID, indexSuffix)); err != nil {
 		return err
 	}
-	if err := data.keep(s.layerPath(made.DiffID, dataSuffix)); err != nil {
+	if rec.DataSeal, err = s.keepSealed(data, s.layerPath(made.DiffID, dataSuffix)); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.PullLayerKept)
-	good, err := s.sight(s.layerPath(made.DiffID, dataSuffix))
-	if err != nil {
+	if rec.Good, err = s.sight(s.layerPath(made.DiffID, dataSuffix)); err != nil {
 		return err
 	}
-	return s.recordLayer(layerRecord{Converted: made, Version: erofs.Version, Good: good})
+	old, _ := s.layerRecord(made.DiffID)
+	err = s.recordLayer(rec)
+	if err == nil && old.Damaged != "" {
+		s.tellMended(s.ctx, made.DiffID)
+	}
+	return err
 }
 
 // A checkedReader digests what passes, and ends at limit.
@@ -254,16 +262,13 @@ func (f *tempFile) discard() {
 	_ = os.Remove(f.Name())
 }
 
-// keep names the file: readable for QEMU as whatever user, writable for
+// finish closes the file: readable for QEMU as whatever user, writable for
 // nobody.
-func (f *tempFile) keep(path string) error {
+func (f *tempFile) finish() error {
 	if err := f.Chmod(0o444); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return f.Close()
 }
 
 // pin keeps layers from being erased until unpin is called, recorded or not.
@@ -291,16 +296,21 @@ func (s *Store) collectLayers(ctx context.Context) error {
 		return err
 	}
 	var gone []digest.Digest
-	err = s.bolt.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketLayers)
-		err := b.ForEach(func(k, _ []byte) error {
+	err = s.bolt.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketLayers).ForEach(func(k, _ []byte) error {
 			if id := digest.Digest(k); !used[id] {
 				gone = append(gone, id)
 			}
 			return nil
 		})
+	})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	err = s.bolt.Update(func(tx *bolt.Tx) error {
+		var err error
 		for _, id := range gone {
-			err = errors.Join(err, b.Delete([]byte(id)))
+			err = errors.Join(err, tx.Bucket(bucketLayers).Delete([]byte(id)))
 		}
 		return err
 	})

@@ -243,15 +243,24 @@ func (p *puller) fetchAndConvert(ctx context.Context) (root ocispec.Descriptor, 
 		return root, nil, nil, err
 	}
 	unpin = p.store.pin(m.config.RootFS.DiffIDs)
-	if err = p.layers(ctx, m); err == nil {
-		p.report.stage("converting")
-		err = p.store.convert(ctx, p.ref, m)
+	err = p.layersAndDisk(ctx, m)
+	if lost := (*lostLayer)(nil); errors.As(err, &lost) { // an index was found damaged when it was read
+		err = p.layersAndDisk(ctx, m)
 	}
 	if err != nil {
+		p.store.tellUnmended(ctx, m.config.RootFS.DiffIDs)
 		unpin()
 		return root, nil, nil, err
 	}
 	return root, m, unpin, nil
+}
+
+func (p *puller) layersAndDisk(ctx context.Context, m *manifest) error {
+	if err := p.layers(ctx, m); err != nil {
+		return err
+	}
+	p.report.stage("converting")
+	return p.store.convert(ctx, p.ref, m)
 }
 
 // documents resolves the reference and brings manifest and config of the

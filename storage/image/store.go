@@ -65,6 +65,8 @@ type Config struct {
 	Timeouts Timeouts
 	// Logger; default slog.Default().
 	Logger *slog.Logger
+
+	sealer sealer // default fsVerity
 }
 
 // Store implements storage.Images.
@@ -77,6 +79,7 @@ type Store struct {
 	timeouts       Timeouts
 	log            *slog.Logger
 	bootID         string
+	sealer         sealer // nil: files have no seals
 
 	bolt    *bolt.DB
 	meta    *metadata.DB
@@ -88,23 +91,36 @@ type Store struct {
 	ctx                context.Context // of all pulls; ends with Close
 	cancel             context.CancelFunc
 	pulling, scrubbing sync.WaitGroup
-	fetches            sync.RWMutex // read-locked by what may write to content/ingest
-	locks              locks        // by image ID: making and erasing disks; by diff ID: checking and keeping layers
+	scrubbed           chan struct{} // closed when the first scrub has ended
+	fetches            sync.RWMutex  // read-locked by what may write to content/ingest
+	locks              locks         // by image ID: making and erasing disks; by diff ID: checking and keeping layers
 
 	mu           sync.Mutex
 	flights      map[flightKey]*flight
 	layerFlights map[digest.Digest]*layerFlight // by diff ID
 	details      map[string]*detail             // by image ID; content never changes
+	damages      damages
 
 	collecting sync.Mutex // of layers; goes before mu
 	pins       map[digest.Digest]int
 
-	converted atomic.Int64
+	converted, damagedLayers, damagedMetadata atomic.Int64
 }
 
 // Converted is how many bytes this process has written to make disks of
 // images.
 func (s *Store) Converted() int64 { return s.converted.Load() }
+
+// Counts are of this process.
+type Counts struct {
+	Converted                      int64 // bytes, as of Converted
+	DamagedLayers, DamagedMetadata int64 // times that such a part of a disk was found damaged
+}
+
+// Counts returns what this process has done so far.
+func (s *Store) Counts() Counts {
+	return Counts{s.converted.Load(), s.damagedLayers.Load(), s.damagedMetadata.Load()}
+}
 
 var _ storage.Images = (*Store)(nil)
 
@@ -122,9 +138,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		root: cfg.Root, hostsDir: cfg.HostsDir, downloads: cfg.MaxConcurrentDownloads,
 		limits: cfg.Limits, timeouts: cfg.Timeouts.withDefaults(), log: cfg.Logger,
-		scrubEvery: cfg.ScrubEvery,
-		flights:    map[flightKey]*flight{}, layerFlights: map[digest.Digest]*layerFlight{}, details: map[string]*detail{},
-		pins: map[digest.Digest]int{},
+		scrubEvery: cfg.ScrubEvery, sealer: cfg.sealer,
+		flights: map[flightKey]*flight{}, layerFlights: map[digest.Digest]*layerFlight{}, details: map[string]*detail{},
+		scrubbed: make(chan struct{}),
+		pins:     map[digest.Digest]int{}, damages: damages{told: map[digest.Digest]bool{}, checks: map[string]bool{}},
+	}
+	if s.sealer == nil {
+		s.sealer = fsVerity{}
 	}
 	if s.scrubEvery <= 0 {
 		s.scrubEvery = 7 * 24 * time.Hour
@@ -182,6 +202,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.recover(s.in(ctx)); err != nil {
 		return errors.Join(err, s.bolt.Close())
 	}
+	s.sealer = s.probeSealer(s.sealer)
 	return nil
 }
 

@@ -49,6 +49,7 @@ func newStore(t *testing.T, cfg Config) *Store {
 			t.Error(err)
 		}
 	})
+	<-s.scrubbed // it would find what a test damages
 	return s
 }
 

@@ -42,7 +42,10 @@ func (s *Store) writeDescriptor(id string, rec diskRecord) error {
 	if _, err := f.WriteString(s.descriptor(id, rec)); err != nil {
 		return err
 	}
-	return f.keep(s.diskPath(id))
+	if err := f.finish(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), s.diskPath(id))
 }
 
 type extent struct {

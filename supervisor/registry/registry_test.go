@@ -197,10 +197,9 @@ func TestSeedAndServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	config := Config{Dir: t.TempDir(), Listener: l, Seeds: []string{from}, Logger: slog.New(slog.DiscardHandler)}
 	done := make(chan error, 1)
-	go func() {
-		done <- Serve(ctx, Config{Dir: t.TempDir(), Listener: l, Seeds: []string{from}, Logger: slog.New(slog.DiscardHandler)})
-	}()
+	go func() { done <- Serve(ctx, config) }()
 	got, err := remote.Image(ref(t, l.Addr().String()+"/web:latest"))
 	if err != nil {
 		t.Fatal(err)

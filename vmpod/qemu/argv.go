@@ -221,7 +221,9 @@ func (c command) memoryBackend(r resources) string {
 }
 
 // vmName is what people find the process by.
-func vmName(id vmpod.ID) string { return "atoll-" + id.String() }
+func vmName(id vmpod.ID) string { return vmPrefix + id.String() }
+
+const vmPrefix = "atoll-"
 
 // memoryMiB is the RAM in MiB, rounded up.
 func memoryMiB(s vmpod.Spec) int64 { return (s.Memory + 1<<20 - 1) >> 20 }

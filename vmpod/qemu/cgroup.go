@@ -56,6 +56,7 @@ func hierarchies(mount string) []hierarchy {
 type limits struct {
 	memory int64 // bytes, RAM and overhead
 	cpus   int
+	idle   bool // all of its pool gives way to the other pools
 }
 
 // maxVMMThreads bounds QEMU's threads: one a vCPU, up to 64 for disk I/O,
@@ -77,7 +78,7 @@ func createCgroups(hs []hierarchy, rel string, l limits) ([]string, error) {
 			return dirs, err
 		}
 		dirs = append(dirs, dir)
-		if err := h.weigh(rel, runtime.NumCPU()); err != nil {
+		if err := h.weigh(rel, runtime.NumCPU(), l.idle); err != nil {
 			return dirs, err
 		}
 		if err := h.limit(dir, l); err != nil {
@@ -99,13 +100,18 @@ func (h hierarchy) limit(dir string, l limits) error {
 
 // weigh gives the groups above rel the weight of all the host's CPUs, as the
 // kubelet does with its own: by default all VMs of a host together would weigh
-// as much as a single process outside.
-func (h hierarchy) weigh(rel string, cpus int) error {
+// as much as a single process outside. An idle pool, the lowest of the groups,
+// gets the least weight that there is.
+func (h hierarchy) weigh(rel string, cpus int, idle bool) error {
 	if !slices.Contains(h.controllers, "cpu") {
 		return nil
 	}
-	file, value := h.weight(cpus)
-	for up := filepath.Dir(rel); up != "."; up = filepath.Dir(up) {
+	pool := filepath.Dir(rel)
+	for up := pool; up != "."; up = filepath.Dir(up) {
+		file, value := h.weight(cpus)
+		if idle && up == pool {
+			file, value = h.weight(0)
+		}
 		if err := writeControl(filepath.Join(h.root, up, file), value); err != nil {
 			return err
 		}
@@ -113,12 +119,13 @@ func (h hierarchy) weigh(rel string, cpus int) error {
 	return nil
 }
 
-// weight returns the control file and the value that stand for so many CPUs.
+// weight returns the control file and the value that stand for so many CPUs, or
+// for the least.
 func (h hierarchy) weight(cpus int) (file, value string) {
 	if h.unified {
-		return "cpu.weight", strconv.Itoa(min(100*cpus, 10000))
+		return "cpu.weight", strconv.Itoa(max(1, min(100*cpus, 10000)))
 	}
-	return "cpu.shares", strconv.Itoa(min(1024*cpus, 262144))
+	return "cpu.shares", strconv.Itoa(max(2, min(1024*cpus, 262144)))
 }
 
 // settings returns control files and values.

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -38,7 +37,10 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 	defer cancel()
 	warm := d.templates.takeWarm(t)
 	if warm != nil {
-		m, err = d.claimWarm(warm, spec, dir)
+		if m, err = d.claimWarm(warm, spec, dir); err == nil {
+			m.account() // at once: where it waited it gives way to all pods
+		}
+		d.sweepScratch(warm.id) // the group that it was in
 	} else {
 		m, err = d.startClone(ctx, spec, dir, t)
 	}
@@ -62,12 +64,8 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 		return nil, err
 	}
 	failpoint.Hit(failpoint.CloneEquipped)
-	m.mu.Lock()
-	m.proc.Cgroups = d.account(spec, m.proc.PID, m.overhead())
-	m.mu.Unlock()
-	failpoint.Hit(failpoint.CloneAccounted)
-	if warm != nil {
-		d.sweepScratch(warm.id) // the group that it was in
+	if warm == nil {
+		m.account()
 	}
 	if err := q.run(ctx, "cont", nil, nil); err != nil {
 		return nil, err
@@ -92,26 +90,19 @@ func (d *Driver) launchClone(ctx context.Context, spec vmpod.Spec, t *template) 
 	return m, nil
 }
 
+// account puts a clone's QEMU into groups of its own.
+func (m *Machine) account() {
+	m.mu.Lock()
+	m.proc.Cgroups = m.d.account(m.launched, m.proc.PID, m.overhead())
+	m.mu.Unlock()
+	failpoint.Hit(failpoint.CloneAccounted)
+}
+
 // startClone runs a QEMU that waits for its devices' state.
 func (d *Driver) startClone(ctx context.Context, spec vmpod.Spec, dir vmDir, t *template) (*Machine, error) {
-	files := &fdTable{sockets: d.socketPaths(spec.ID)}
-	defer files.close()
 	c := d.templateCommand(t.shape, t.ram, true)
 	c.spec = t.shape.of(spec)
-	args, err := c.argv(files)
-	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	cfg, err := d.withUser(spec.ID)
-	if err != nil {
-		return nil, err
-	}
-	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
+	proc, kid, err := d.exec(ctx, spec.ID, dir, c)
 	if err != nil {
 		return nil, err
 	}

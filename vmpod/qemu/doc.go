@@ -21,9 +21,9 @@
 // Most VMs do not boot: they are clones of templates, guests that have booted
 // once (docs/decisions/0010-templates.md). Templates are in memory, with
 //
-//	RunDir/templates/<key>.state   the state of the devices
-//	RunDir/templates/<key>.json    what it is, and digests, for the next driver
-//	RunDir/templates/<vm>.stderr   what a QEMU said that is no pod's yet
+//	RunDir/templates/<key>.<time>.state   the state of the devices
+//	RunDir/templates/<key>.json           what it is, and digests, for the next driver
+//	RunDir/templates/<vm>.stderr          what a QEMU said that is no pod's yet
 //
 // What is on QEMU's command line, and why, is in
 // docs/decisions/0003-qemu-command-line.md.

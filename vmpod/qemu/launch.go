@@ -25,6 +25,9 @@ func (d *Driver) launch(ctx context.Context, spec vmpod.Spec) (*Machine, error) 
 	if t != nil {
 		m, err := d.launchClone(ctx, spec, t)
 		d.templates.release(t)
+		if err == nil {
+			d.templates.worked(t)
+		}
 		if err == nil || ctx.Err() != nil {
 			return m, err
 		}
@@ -103,24 +106,8 @@ func (d *Driver) launchCold(ctx context.Context, spec vmpod.Spec, reason string)
 
 // start runs QEMU with the CPUs stopped.
 func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machine, error) {
-	files := &fdTable{sockets: d.socketPaths(spec.ID)}
-	defer files.close()
 	command := d.command(spec)
-	args, err := command.argv(files)
-	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	failpoint.Hit(failpoint.LaunchListening)
-	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	cfg, err := d.withUser(spec.ID)
-	if err != nil {
-		return nil, err
-	}
-	proc, kid, err := startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
+	proc, kid, err := d.exec(ctx, spec.ID, dir, command)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +128,29 @@ func (d *Driver) start(ctx context.Context, spec vmpod.Spec, dir vmDir) (*Machin
 	}
 	m.supervise(false)
 	return m, nil
+}
+
+// exec runs a QEMU that no record knows yet.
+func (d *Driver) exec(ctx context.Context, id vmpod.ID, dir vmDir, c command) (process, *child, error) {
+	files := &fdTable{sockets: d.socketPaths(id)}
+	defer files.close()
+	args, err := c.argv(files)
+	if err = errors.Join(err, files.err, ctx.Err()); err != nil {
+		return process{}, nil, err
+	}
+	if !c.clone {
+		failpoint.Hit(failpoint.LaunchListening)
+	}
+	stderr, err := os.OpenFile(dir.file(stderrFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return process{}, nil, err
+	}
+	defer stderr.Close()
+	cfg, err := d.withUser(id)
+	if err != nil {
+		return process{}, nil, err
+	}
+	return startQEMU(cfg, d.nowhere, args, files.files, d.groups(), stderr, false)
 }
 
 func (d *Driver) command(spec vmpod.Spec) command {
@@ -176,7 +186,7 @@ func (d *Driver) account(spec vmpod.Spec, pid int, overhead int64) []string {
 	if len(d.trees) == 0 {
 		return nil
 	}
-	l := limits{memory: memoryMiB(spec)<<20 + overhead, cpus: spec.CPUs}
+	l := limits{memory: memoryMiB(spec)<<20 + overhead, cpus: spec.CPUs, idle: spec.Pool == templatesPool}
 	dirs, err := createCgroups(d.trees, d.cgroupPath(spec), l)
 	if err == nil {
 		err = enterCgroups(dirs, pid)

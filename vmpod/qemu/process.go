@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,6 +39,23 @@ type process struct {
 	UID uint32 `json:"uid"`
 	// Cgroups are the directories made for it, "" if there are none.
 	Cgroups []string `json:"cgroups,omitempty"`
+}
+
+// recorded are the processes that are some pod's, as far as their records can
+// be read.
+func (d *Driver) recorded() ([]process, error) {
+	entries, err := os.ReadDir(d.cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	var all []process
+	for _, e := range entries {
+		var p process
+		if ok, err := vmDir(filepath.Join(d.cfg.StateDir, e.Name())).read(processFile, &p); ok && err == nil {
+			all = append(all, p)
+		}
+	}
+	return all, nil
 }
 
 func bootID() (string, error) {

@@ -95,9 +95,12 @@ func (d *Driver) startScratch(ctx context.Context, what string, c command, from 
 	return s, nil
 }
 
-// scratchPool is where a scratch is accounted.
+// templatesPool is where scratches are accounted. Whatever QEMU's nice is, it
+// counts within a group only: that pods go first is the pool's weight.
+const templatesPool = "templates"
+
 func scratchPool(spec vmpod.Spec) vmpod.Spec {
-	spec.Pool = "templates"
+	spec.Pool = templatesPool
 	return spec
 }
 
@@ -199,41 +202,43 @@ func (d *Driver) instance() string { return shortHash(d.cfg.StateDir, 8) }
 // endScratches kills what an earlier driver left: every scratch that no pod's
 // record has taken over. It returns when they are gone.
 func (d *Driver) endScratches() error {
-	taken, err := d.recordedPIDs()
+	records, err := d.recorded()
 	if err != nil {
 		return err
 	}
+	taken := map[int]process{}
+	for _, p := range records {
+		taken[p.PID] = p
+	}
 	ids := map[vmpod.ID]bool{}
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			continue
+	left := openVMs(func(name string, pid int) bool {
+		if _, ours := d.scratchOf(name); !ours {
+			return false
 		}
-		id, ok := d.scratchOf(strings.Split(string(b), "\x00"))
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if !ok || err != nil || taken[pid] {
-			continue
+		p, err := taken[pid].open()
+		if err == nil {
+			p.Close()
 		}
-		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-		if err != nil {
-			continue // it has ended
-		}
-		p := os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(pid))
-		_ = killPidfd(p)
-		stop := time.AfterFunc(killPatience, func() { p.Close() })
-		_ = waitPidfd(p)
+		return errors.Is(err, errGone) // else a pod's
+	})
+	for _, p := range left {
+		_ = killPidfd(p.pidfd)
+	}
+	for _, p := range left {
+		stop := time.AfterFunc(killPatience, func() { p.pidfd.Close() })
+		_ = waitPidfd(p.pidfd)
 		stop.Stop()
-		p.Close()
+		p.pidfd.Close()
+		id, _ := d.scratchOf(p.name)
 		ids[id] = true
 	}
 	// Sockets and groups may be there without a process.
-	left, _ := filepath.Glob(filepath.Join(d.templateDir(), "*~"+d.instance()+"_*"+stderrSuffix))
+	files, _ := filepath.Glob(filepath.Join(d.templateDir(), "*~"+d.instance()+"_*"+stderrSuffix))
 	for _, h := range d.trees {
-		dirs, _ := filepath.Glob(filepath.Join(h.root, d.cfg.Cgroup, "templates", "*~"+d.instance()+"_*"))
-		left = append(left, dirs...)
+		dirs, _ := filepath.Glob(filepath.Join(h.root, d.cfg.Cgroup, templatesPool, "*~"+d.instance()+"_*"))
+		files = append(files, dirs...)
 	}
-	for _, path := range left {
+	for _, path := range files {
 		if id, err := vmpod.ParseID(strings.TrimSuffix(filepath.Base(path), stderrSuffix)); err == nil {
 			ids[id] = true
 		}
@@ -247,31 +252,9 @@ func (d *Driver) endScratches() error {
 	return nil
 }
 
-// scratchOf reads a scratch's ID off a command line.
-func (d *Driver) scratchOf(argv []string) (vmpod.ID, bool) {
-	for i, a := range argv {
-		if a != "-name" || i+1 == len(argv) {
-			continue
-		}
-		name, ours := strings.CutPrefix(argv[i+1], vmName(vmpod.ID{})[:len("atoll-")])
-		id, err := vmpod.ParseID(name)
-		return id, ours && err == nil && strings.HasSuffix(id.PodUID, "~"+d.instance())
-	}
-	return vmpod.ID{}, false
-}
-
-// recordedPIDs are the processes that are some pod's.
-func (d *Driver) recordedPIDs() (map[int]bool, error) {
-	entries, err := os.ReadDir(d.cfg.StateDir)
-	if err != nil {
-		return nil, err
-	}
-	pids := map[int]bool{}
-	for _, e := range entries {
-		var p process
-		if ok, err := vmDir(filepath.Join(d.cfg.StateDir, e.Name())).read(processFile, &p); ok && err == nil {
-			pids[p.PID] = true
-		}
-	}
-	return pids, nil
+// scratchOf reads the ID of a scratch of this driver off a process's name.
+func (d *Driver) scratchOf(name string) (vmpod.ID, bool) {
+	name, ours := strings.CutPrefix(name, vmPrefix)
+	id, err := vmpod.ParseID(name)
+	return id, ours && err == nil && strings.HasSuffix(id.PodUID, "~"+d.instance())
 }

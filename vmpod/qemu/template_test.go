@@ -217,9 +217,90 @@ func TestEvict(t *testing.T) {
 	if len(left) != 2 || left[0] != 0 || left[1] != 3 {
 		t.Errorf("of 100 MiB for four of 40 are left %v, want the pinned one and the new one", left)
 	}
-	d.cfg.Templates.Memory = 1
-	if d.templates.evict(es[3]); len(d.templates.entries) != 1 {
-		t.Errorf("%d templates are left where there is no room, want one", len(d.templates.entries))
+	d.cfg.Templates.Memory = 60 << 20
+	w := &scratch{d: d, template: es[0].t}
+	d.templates.warm = []*scratch{w}
+	d.templates.evict(es[3])
+	d.templates.ending.Wait()
+	if es[0].state != templateIdle || es[0].t != nil || es[3].state != templateReady {
+		t.Errorf("where there is room for one, the pinned one is %s and the new one %s", es[0].state, es[3].state)
+	}
+	if len(d.templates.warm) != 0 {
+		t.Error("a clone of a template that was dropped waits on")
+	}
+	if e, _ := d.templates.nextWanted(); e != nil {
+		t.Errorf("without room, %+v is to be made", e.shape)
+	}
+	d.templates.failed(es[3].t, os.ErrInvalid)
+	if e, _ := d.templates.nextWanted(); e != es[0] {
+		t.Errorf("with room again, not the pinned one is made but %+v", e)
+	}
+}
+
+// TestUseless: templates that can be made but not cloned are given up too.
+func TestUseless(t *testing.T) {
+	d := keptDriver(t)
+	sh := shape{cpus: 1, memory: 128 << 20}
+	e := put(t, d, sh, 1)
+	fail := func(times int) {
+		for range times {
+			put(t, d, sh, 1)
+			d.templates.failed(e.t, os.ErrInvalid)
+		}
+	}
+	fail(templateAttempts - 1)
+	if e.state != templateWanted {
+		t.Errorf("after %d failures it is %s", e.attempts, e.state)
+	}
+	put(t, d, sh, 1)
+	d.templates.worked(e.t)
+	fail(templateAttempts - 1)
+	if e.state != templateWanted {
+		t.Errorf("after one that worked and %d failures it is %s", e.attempts, e.state)
+	}
+	if fail(1); e.state != templateFailed {
+		t.Errorf("after %d failures it is %s", e.attempts, e.state)
+	}
+}
+
+// TestSuccessor: the end of a template that was in use when it was made anew
+// leaves the new one's files.
+func TestSuccessor(t *testing.T) {
+	d := keptDriver(t)
+	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var made []*template
+	for i := range 2 {
+		e := put(t, d, shape{cpus: 1, memory: 128 << 20}, 1)
+		e.t.made = time.Now().Add(time.Duration(i))
+		e.t.state = d.stateFile(e.t.name, e.t.made)
+		write(t, e.t.state, "state")
+		if err := d.recordTemplate(e.t); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, e.t)
+	}
+	left := func() int {
+		entries, _ := os.ReadDir(d.templateDir())
+		return len(entries)
+	}
+	d.dropTemplate(made[0])
+	if _, err := os.Stat(made[1].state); err != nil || left() != 2 {
+		t.Errorf("%d files are left, want the state and the record of the second: %v", left(), err)
+	}
+	if d.dropTemplate(made[1]); left() != 0 {
+		t.Errorf("%d files are left of none", left())
+	}
+}
+
+func TestTemplateBackoff(t *testing.T) {
+	e := &templateEntry{changed: make(chan struct{})}
+	for n, want := range map[int]time.Duration{1: templateBackoff, 2: 2 * templateBackoff, 6: 32 * templateBackoff, 7: templateMaxBackoff, 64: templateMaxBackoff, 1000: templateMaxBackoff} {
+		e.attempts = n
+		if got := e.again(); got != want || e.state != templateWanted {
+			t.Errorf("after %d attempts the next is put off by %v and it is %s, want %v", n, got, e.state, want)
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ func lend(t testing.TB, d *Driver, cpus int) *template {
 	}
 	lent.ram = os.NewFile(uintptr(fd), lent.ram.Name())
 	content := lent.state
-	lent.state = d.templateFile(lent.name, stateSuffix)
+	lent.state = d.stateFile(lent.name, lent.made)
 	if err := os.MkdirAll(d.templateDir(), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestWarm(t *testing.T) {
 	small := smallSpec("warm-1")
 	d, cfg, _ := cloning(t, func(c *Config) {
 		c.Templates.Warm = 1
-		c.Templates.Sizes = []Size{{small.CPUs, small.Memory}}
+		c.Templates.Sizes = []Size{{small.CPUs, small.Memory - 1}} // as no template is: they have whole MiB
 	})
 	d.templates.mu.Lock()
 	d.templates.entries[d.shapeOf(small)].pinned = true

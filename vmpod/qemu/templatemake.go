@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,7 +32,8 @@ func (d *Driver) makeTemplate(ctx context.Context, from *nowhere, s shape, name 
 	if err != nil {
 		return nil, err
 	}
-	t := &template{shape: s, name: name, ram: ram, state: d.templateFile(name, stateSuffix), made: time.Now()}
+	t := &template{shape: s, name: name, ram: ram, made: time.Now()}
+	t.state = d.stateFile(name, t.made)
 	defer func() {
 		if err != nil {
 			d.dropTemplate(t)
@@ -73,7 +75,7 @@ func (d *Driver) bootTemplate(ctx context.Context, from *nowhere, t *template) e
 	if err := vm.settle(settling); err != nil {
 		return err
 	}
-	state, err := os.OpenFile(t.state, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	state, err := os.OpenFile(t.state, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -106,7 +108,7 @@ func (d *Driver) probe(ctx context.Context, vm *scratch, limit time.Duration) er
 		return nil
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return vm.failure(fmt.Errorf("the agent has not answered within %v: %w", limit, errdefs.ErrUnavailable))
+		return vm.failure(fmt.Errorf("the agent has not answered within %v: %w", limit, ctx.Err()))
 	}
 	return vm.failure(err)
 }
@@ -195,7 +197,7 @@ func migrate(ctx context.Context, q *qmpConn, command string, file *os.File) err
 	}
 }
 
-// Files below templateDir, which go with the host's boot: NAME.state and
+// Files below templateDir, which go with the host's boot: NAME.TIME.state and
 // NAME.json, and what scratches say.
 const (
 	stateSuffix  = ".state"
@@ -207,6 +209,12 @@ func (d *Driver) templateDir() string { return filepath.Join(d.cfg.RunDir, "temp
 
 func (d *Driver) templateFile(name, suffix string) string {
 	return filepath.Join(d.templateDir(), name+suffix)
+}
+
+// stateFile is a template's own: one of the same name may still be in use when
+// it is made anew.
+func (d *Driver) stateFile(name string, made time.Time) string {
+	return d.templateFile(name+"."+strconv.FormatInt(made.UnixNano(), 36), stateSuffix)
 }
 
 // A templateRecord is by what a driver knows an earlier one's template, whose
@@ -240,5 +248,8 @@ func (d *Driver) recordTemplate(t *template) error {
 func (d *Driver) dropTemplate(t *template) {
 	t.ram.Close()
 	os.Remove(t.state)
-	os.Remove(d.templateFile(t.name, recordSuffix))
+	var r templateRecord
+	if ok, err := vmDir(d.templateDir()).read(t.name+recordSuffix, &r); err != nil || ok && r.Made.Equal(t.made) { // else its successor's
+		os.Remove(d.templateFile(t.name, recordSuffix))
+	}
 }

@@ -17,11 +17,10 @@ import (
 // clonesByTemplate are the processes of clones that run, by the names of their
 // templates, as the pods' records have them.
 func (d *Driver) clonesByTemplate() map[string][]process {
-	entries, _ := os.ReadDir(d.cfg.StateDir)
+	records, _ := d.recorded()
 	clones := map[string][]process{}
-	for _, e := range entries {
-		var p process
-		if ok, err := vmDir(filepath.Join(d.cfg.StateDir, e.Name())).read(processFile, &p); !ok || err != nil || p.Template == "" {
+	for _, p := range records {
+		if p.Template == "" {
 			continue
 		}
 		if fd, err := p.open(); err == nil {
@@ -44,7 +43,7 @@ func (s *templateStore) recover() error {
 	if err != nil {
 		return err
 	}
-	clones := s.d.clonesByTemplate()
+	clones, states := s.d.clonesByTemplate(), map[string]bool{}
 	for _, e := range entries {
 		name, isRecord := strings.CutSuffix(e.Name(), recordSuffix)
 		if !isRecord {
@@ -57,17 +56,16 @@ func (s *templateStore) recover() error {
 			entry.t, entry.lastUsed = t, time.Now()
 			entry.set(templateReady)
 			s.mu.Unlock()
+			states[t.state] = true
 			s.log.Info("template is there again", "template", name, "cpus", t.shape.cpus, "memory", t.shape.memory)
 			continue
 		}
 		s.log.Info("template of an earlier process is not used", "template", name, "reason", err)
 		os.Remove(s.d.templateFile(name, recordSuffix))
 	}
-	for _, e := range entries { // states without a record
-		if name, isState := strings.CutSuffix(e.Name(), stateSuffix); isState {
-			if _, err := os.Stat(s.d.templateFile(name, recordSuffix)); err != nil {
-				os.Remove(s.d.templateFile(name, stateSuffix))
-			}
+	for _, e := range entries {
+		if path := filepath.Join(s.d.templateDir(), e.Name()); strings.HasSuffix(path, stateSuffix) && !states[path] {
+			os.Remove(path)
 		}
 	}
 	return nil
@@ -80,7 +78,7 @@ func (s *templateStore) recoverOne(name string, clones []process) (*template, er
 		return nil, fmt.Errorf("no record that can be read: %w", cmp.Or(err, fs.ErrNotExist))
 	}
 	t := &template{shape: shape{cpus: r.CPUs, memory: r.Memory, tenant: r.Tenant, furnished: r.Furnished}, name: name, digest: r.Digest, bytes: r.Bytes, made: r.Made,
-		state: s.d.templateFile(name, stateSuffix)}
+		state: s.d.stateFile(name, r.Made)}
 	if key, err := s.d.templateKey(t.shape); err != nil || key != name {
 		return nil, fmt.Errorf("of another guest, QEMU or boot: %w", cmp.Or[error](err, errChanged))
 	}

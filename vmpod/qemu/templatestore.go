@@ -41,8 +41,9 @@ type templateStore struct {
 	mu       sync.Mutex
 	gen      generation
 	entries  map[shape]*templateEntry
-	warm     []*scratch
-	warmNext time.Time // after a failure
+	warm     []*scratch     // each of a template of an entry
+	ending   sync.WaitGroup // warm clones that are no longer wanted
+	warmNext time.Time      // after a failure
 	launches map[launchKind]uint64
 }
 
@@ -51,9 +52,10 @@ type templateEntry struct {
 	shape    shape
 	state    templateState
 	t        *template
-	pinned   bool // one of Config.Templates.Sizes
-	order    int  // of the pinned
-	demand   int  // launches that would have used it
+	pinned   bool  // one of Config.Templates.Sizes
+	order    int   // of the pinned
+	bytes    int64 // of a pinned one that was dropped for want of room
+	demand   int   // launches that would have used it
 	uses     uint64
 	lastUsed time.Time
 	attempts int
@@ -115,6 +117,7 @@ func (s *templateStore) stop() {
 	for _, w := range warm {
 		w.end()
 	}
+	s.ending.Wait()
 	living := s.d.clonesByTemplate()
 	for _, e := range entries {
 		switch {
@@ -134,13 +137,18 @@ func (s *templateStore) pin() {
 		return
 	}
 	for i, size := range s.d.cfg.Templates.Sizes {
-		sh := shape{cpus: size.CPUs, memory: min((size.Memory+1<<20-1)>>20<<20, maxTemplateMemory), furnished: s.d.furnishes()}
+		sh := shape{cpus: size.CPUs, memory: size.template(), furnished: s.d.furnishes()}
 		s.pinOne(sh, i)
 		if sh.furnished && i == 0 && s.d.cfg.Templates.Warm > 0 {
 			sh.furnished = false // one that waits cannot know whose disk it will have
 			s.pinOne(sh, len(s.d.cfg.Templates.Sizes))
 		}
 	}
+}
+
+// template is the RAM of the template that is made for a size, in bytes.
+func (s Size) template() int64 {
+	return min(memoryMiB(vmpod.Spec{Memory: s.Memory})<<20, maxTemplateMemory)
 }
 
 func (s *templateStore) pinOne(sh shape, order int) {
@@ -165,6 +173,19 @@ func (e *templateEntry) set(state templateState) {
 	e.changed = make(chan struct{})
 }
 
+// again wants a template anew after an attempt that failed, and returns how long
+// that is put off. The caller has mu.
+func (e *templateEntry) again() time.Duration {
+	wait := templateBackoff
+	for n := 1; n < e.attempts && wait < templateMaxBackoff; n++ {
+		wait *= 2
+	}
+	wait = min(wait, templateMaxBackoff)
+	e.next = time.Now().Add(wait)
+	e.set(templateWanted)
+	return wait
+}
+
 // renew forgets templates of another generation. The caller has mu.
 func (s *templateStore) renew() error {
 	gen, err := s.d.generation()
@@ -179,11 +200,6 @@ func (s *templateStore) renew() error {
 		}
 		delete(s.entries, sh)
 		close(e.changed)
-	}
-	warm := s.warm
-	s.warm = nil
-	for _, w := range warm {
-		go w.end()
 	}
 	s.pin()
 	s.kick()
@@ -212,9 +228,17 @@ func (s *templateStore) kick() {
 	}
 }
 
-// discard drops a template as soon as no launch uses it. The caller has mu.
+// discard drops a template as soon as no launch uses it, and ends those of its
+// clones that wait for a pod. The caller has mu.
 func (s *templateStore) discard(t *template) {
 	t.dropped = true
+	s.warm = slices.DeleteFunc(s.warm, func(w *scratch) bool {
+		if w.template != t {
+			return false
+		}
+		s.ending.Go(w.end)
+		return true
+	})
 	if t.users == 0 {
 		s.d.dropTemplate(t)
 	}
@@ -355,6 +379,7 @@ func (s *templateStore) nextWanted() (*templateEntry, time.Duration) {
 	defer s.mu.Unlock()
 	now, pause := time.Now(), templateMaxBackoff
 	var wanted []*templateEntry
+	s.wantBack()
 	for _, e := range s.entries {
 		if e.state != templateWanted {
 			continue
@@ -410,23 +435,22 @@ func (s *templateStore) make(from *nowhere, e *templateEntry) {
 		}
 		return
 	}
-	e.attempts++
-	e.err = err
+	if e.err = err; err != nil {
+		e.attempts++
+	}
 	switch {
 	case err == nil:
-		e.t, e.lastUsed, e.attempts = t, time.Now(), 0
+		e.t, e.lastUsed = t, time.Now()
 		e.set(templateReady)
 		log.Info("template is ready", "template", name, "took", time.Since(begin), "bytes", t.bytes)
 		s.evict(e)
 	case s.d.life.Err() != nil:
 		e.set(templateIdle)
-	case e.attempts >= templateAttempts:
+	case e.attempts >= templateAttempts && !errors.Is(err, context.DeadlineExceeded): // which a host may be that pods keep busy
 		e.set(templateFailed)
 		log.Error("no template can be made: pod VMs of this size boot", "attempts", e.attempts, "err", err)
 	default:
-		wait := min(templateBackoff<<(e.attempts-1), templateMaxBackoff)
-		e.next = time.Now().Add(wait)
-		e.set(templateWanted)
+		wait := e.again()
 		log.Warn("template could not be made: pod VMs boot until one is", "attempt", e.attempts, "again_in", wait, "err", err)
 	}
 }
@@ -449,9 +473,27 @@ func (s *templateStore) evict(kept *templateEntry) {
 			return
 		}
 		s.log.Info("template is dropped: others are used more", "cpus", oldest.shape.cpus, "memory", oldest.shape.memory, "template", oldest.t.name)
+		if oldest.pinned { // until there is room again
+			oldest.bytes, oldest.demand = used(oldest.t.ram), 0
+			s.discard(oldest.t)
+			oldest.t = nil
+			oldest.set(templateIdle)
+			continue
+		}
 		s.discard(oldest.t)
 		delete(s.entries, oldest.shape)
 		close(oldest.changed)
+	}
+}
+
+// wantBack wants a pinned template again that had to go, once there is room. The
+// caller has mu.
+func (s *templateStore) wantBack() {
+	for _, e := range s.entries {
+		if e.pinned && e.state == templateIdle && s.cost()+e.bytes <= s.d.cfg.Templates.Memory {
+			e.set(templateWanted)
+			return // the next one when it is known what this one costs
+		}
 	}
 }
 
@@ -465,17 +507,23 @@ func (s *templateStore) failed(t *template, why error) {
 	}
 	s.log.Warn("template is thrown away", "template", t.name, "cpus", t.shape.cpus, "memory", t.shape.memory, "err", why)
 	s.discard(t)
-	for i := len(s.warm) - 1; i >= 0; i-- {
-		if w := s.warm[i]; w.template == t {
-			s.warm = slices.Delete(s.warm, i, i+1)
-			go w.end()
-		}
-	}
 	e.t, e.err = nil, why
-	e.attempts++
-	e.next = time.Now().Add(min(templateBackoff<<(e.attempts-1), templateMaxBackoff))
-	e.set(templateWanted)
+	if e.attempts++; e.attempts >= templateAttempts {
+		e.set(templateFailed)
+		s.log.Error("no template is of use: pod VMs of this size boot", "cpus", t.shape.cpus, "memory", t.shape.memory, "attempts", e.attempts)
+		return
+	}
+	e.again()
 	s.kick()
+}
+
+// worked tells that a clone of t was made, so that failures begin to count anew.
+func (s *templateStore) worked(t *template) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[t.shape]; e != nil && e.t == t {
+		e.attempts = 0
+	}
 }
 
 // AwaitTemplate has the template made from which VMs of the Spec's size and

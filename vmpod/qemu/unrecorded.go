@@ -1,12 +1,12 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -41,26 +41,50 @@ func (d *Driver) quitUnrecorded(id vmpod.ID) {
 // openNamed returns pidfds of the processes that were started with this name.
 func openNamed(name string) []*os.File {
 	var found []*os.File
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	named := func(file string) bool {
-		args, err := os.ReadFile(file)
-		return err == nil && bytes.Contains(args, []byte("\x00-name\x00"+name+"\x00"))
+	for _, p := range openVMs(func(n string, _ int) bool { return n == name }) {
+		found = append(found, p.pidfd)
 	}
+	return found
+}
+
+// A namedVM is a process that was started with a name.
+type namedVM struct {
+	name  string
+	pidfd *os.File
+}
+
+// openVMs returns the processes whose names, as -name says them, the caller
+// wants; it asks with the process's id. Another process is never taken for one.
+func openVMs(want func(name string, pid int) bool) []namedVM {
+	var found []namedVM
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
+		name, ok := nameOf(file)
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil || !named(file) {
+		if !ok || err != nil || !want(name, pid) {
 			continue
 		}
 		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 		if err != nil {
-			continue
+			continue // it has ended
 		}
 		p := os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid))
-		if !named(file) { // the pid is another's now
+		if again, ok := nameOf(file); !ok || again != name { // the pid is another's now
 			p.Close()
 			continue
 		}
-		found = append(found, p)
+		found = append(found, namedVM{name, p})
 	}
 	return found
+}
+
+// nameOf reads a VM's name off a command line.
+func nameOf(cmdline string) (string, bool) {
+	b, err := os.ReadFile(cmdline)
+	if err != nil {
+		return "", false
+	}
+	_, rest, _ := strings.Cut(string(b), "\x00-name\x00")
+	name, _, ok := strings.Cut(rest, "\x00")
+	return name, ok
 }

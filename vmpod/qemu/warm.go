@@ -22,7 +22,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 	s.mu.Lock()
 	var t *template
 	for _, e := range s.entries {
-		if e.pinned && e.state == templateReady && !e.shape.furnished && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].Memory>>20<<20 {
+		if e.pinned && e.state == templateReady && !e.shape.furnished && e.shape.cpus == sizes[0].CPUs && e.shape.memory == sizes[0].template() {
 			t = e.t
 		}
 	}
@@ -50,7 +50,7 @@ func (s *templateStore) fillPool(from *nowhere) bool {
 		}
 		return false
 	case t.dropped || s.d.life.Err() != nil:
-		go w.end()
+		s.ending.Go(w.end)
 		return true
 	}
 	s.warm = append(s.warm, w)
@@ -98,7 +98,7 @@ func (s *templateStore) takeWarm(t *template) *scratch {
 		s.kick()
 		select {
 		case <-w.child.ended: // somebody has killed it
-			go w.end()
+			s.ending.Go(w.end)
 			return nil
 		default:
 			return w
