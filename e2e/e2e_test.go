@@ -241,6 +241,9 @@ func setup(env *testscript.Env, data string) error {
 	env.Setenv("NS", name)
 	env.Setenv("DATA", data)
 	env.Setenv("ROOT", root)
+	for _, name := range []string{"GOVC_URL", "GOVC_USERNAME", "GOVC_PASSWORD", "GOVC_TLS_CA_CERTS"} { // of atoll enter
+		env.Setenv(name, os.Getenv(name))
+	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err

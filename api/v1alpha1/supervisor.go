@@ -145,7 +145,7 @@ type VCenter struct {
 	//
 	// +kubebuilder:default={}
 	// +optional
-	CredentialsSecret SecretReference `json:"credentialsSecret"`
+	CredentialsSecret SecretReference `json:"credentialsSecret,omitempty"`
 	// CABundle is the authority that signed vCenter's certificate, PEM in base64.
 	//
 	// +kubebuilder:validation:MaxLength=131072
@@ -172,7 +172,7 @@ type SecretReference struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
-	Name string `json:"name"`
+	Name string `json:"name,omitempty"`
 }
 
 // Zone is one cluster of vCenter.

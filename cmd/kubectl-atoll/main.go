@@ -47,6 +47,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	switch {
 	case err == nil:
 		return exitOK
+	case ctx.Err() != nil:
+		fmt.Fprintln(errs, "kubectl atoll: interrupted")
+		return exitFailed
 	case errors.As(err, &usage):
 		fmt.Fprintln(errs, "kubectl atoll:", sentence(err))
 		return exitUsage

@@ -68,6 +68,7 @@ func askHealth(ctx context.Context, cfg Config) (report []ComponentHealth, err e
 // A healthServer answers Health.
 type healthServer struct {
 	server *http.Server
+	mux    *http.ServeMux
 	http   *http.Client // for the components' own endpoints
 }
 
@@ -90,7 +91,7 @@ func serveHealth(s *supervisor) (*healthServer, error) {
 		return nil, fmt.Errorf("health socket: %w", err)
 	}
 	mux := http.NewServeMux()
-	h := &healthServer{server: &http.Server{Handler: mux, ReadHeaderTimeout: checkTimeout}, http: client}
+	h := &healthServer{server: &http.Server{Handler: mux, ReadHeaderTimeout: checkTimeout}, mux: mux, http: client}
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(s.report(r.Context())); err != nil {

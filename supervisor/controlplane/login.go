@@ -64,6 +64,9 @@ func writeTokenReviewKubeconfig(c Config) error {
 // startLogin must come before the API server, which asks it.
 func (s *supervisor) startLogin() error {
 	c := s.config
+	if s.vcenter != nil {
+		s.health.serveUsers(s.vcenter)
+	}
 	if err := makePrivateDir(c.loginDir()); err != nil {
 		return err
 	}

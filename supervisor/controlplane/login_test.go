@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,16 +20,12 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/supervisor/login/client"
-	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
 
 const adasPassword = "correct horse battery staple"
@@ -40,28 +37,19 @@ func TestLogin(t *testing.T) {
 		t.Skip("starts a control plane")
 	}
 	cfg := testConfig(t)
+	cfg.VCenter = &VCenter{Port: DefaultVCenterPort}
 	s := startServer(t, cfg)
 	admin := clientFrom(t, restFrom(t, cfg.Kubeconfig()))
 	kubeconfig := filepath.Join(t.TempDir(), "config")
 	l := &loginTest{t: t, cfg: cfg, kubeconfig: kubeconfig}
 
-	// Without a vCenter nobody can sign in, and nobody is told that a password
-	// is wrong.
-	if _, err := l.login("ada@vsphere.local", adasPassword); !errdefs.IsUnavailable(err) {
-		t.Errorf("without a Supervisor: %v", err)
-	}
-	vc := l.startVCenter()
-	l.createSupervisor(vc)
+	l.createUsers()
 	l.createNamespaces(admin)
-	eventually(t, "the Supervisor is found", func() error {
-		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
-		return err
-	})
-
-	l.checkTrust(vc)
+	l.checkTrust()
 	l.checkAccess()
 	l.checkTokens(admin)
 	l.checkLockout()
+	l.checkWithoutSupervisor()
 	first := l.token("shop")
 	l.checkLogout()
 
@@ -137,59 +125,71 @@ func (l *loginTest) listPodsWith(token, namespace string) error {
 	return err
 }
 
-func (l *loginTest) startVCenter() *vcsim.Server {
-	l.t.Helper()
-	vc, err := vcsim.New(vcsim.Config{Dir: l.t.TempDir()})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() {
-		if err := vc.Close(); err != nil {
-			l.t.Error(err)
-		}
-	})
-	for _, user := range []string{"Ada", "bob", "eve"} {
-		if err := vc.Users().Set(user, adasPassword); err != nil {
-			l.t.Fatal(err)
+// createUsers makes Ada, in a group, and others, by what `atoll vcenter user`
+// calls.
+func (l *loginTest) createUsers() {
+	t := l.t
+	t.Helper()
+	for _, u := range []VCenterUser{{Name: "Ada", Groups: []string{"Shop-Devs"}}, {Name: "bob@vsphere.local"}, {Name: "eve"}, {Name: "gone"}} {
+		u.Password = adasPassword
+		if err := SetVCenterUser(t.Context(), l.cfg, u); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := vc.Users().SetGroup("Shop-Devs", "Ada"); err != nil {
-		l.t.Fatal(err)
+	if err := RemoveVCenterUser(t.Context(), l.cfg, "GONE@vsphere.local"); err != nil {
+		t.Error(err)
 	}
-	return vc
+	for name, want := range map[string]func(error) bool{
+		"gone": errdefs.IsNotFound, "Administrator": errdefs.IsPermissionDenied, `VSPHERE.LOCAL\` + vcenterUser: errdefs.IsPermissionDenied, "a@b": errdefs.IsInvalidArgument,
+	} {
+		if err := RemoveVCenterUser(t.Context(), l.cfg, name); !want(err) {
+			t.Errorf("remove %s: %v", name, err)
+		}
+	}
+	for _, u := range []VCenterUser{{Name: vcenterUser, Password: "p"}, {Name: "x"}, {Name: "a/b", Password: "p"}} {
+		if err := SetVCenterUser(t.Context(), l.cfg, u); !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("set %s: %v", u.Name, err)
+		}
+	}
+	users, err := VCenterUsers(t.Context(), l.cfg)
+	want := "[{Ada@vsphere.local [Shop-Devs@vsphere.local] } {Administrator@vsphere.local [Administrators@vsphere.local] } {atoll-supervisor@vsphere.local [] } {bob@vsphere.local [] } {eve@vsphere.local [] }]"
+	if err != nil || fmt.Sprint(users) != want {
+		t.Errorf("%v, %v; want %s", users, err, want)
+	}
 }
 
-// createSupervisor names the vCenter to the cluster.
-func (l *loginTest) createSupervisor(vc *vcsim.Server) {
-	l.t.Helper()
-	dyn, err := dynamic.NewForConfig(restFrom(l.t, l.cfg.Kubeconfig()))
+// checkWithoutSupervisor: nobody can sign in, and nobody is told that the
+// password is wrong.
+func (l *loginTest) checkWithoutSupervisor() {
+	t := l.t
+	t.Helper()
+	dyn, err := dynamic.NewForConfig(restFrom(t, l.cfg.Kubeconfig()))
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	text, err := v1alpha1.CRDs.ReadFile("crds/atoll.dev_supervisors.yaml")
+	supervisors := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisors"))
+	have, err := supervisors.Get(t.Context(), v1alpha1.SupervisorName, metav1.GetOptions{})
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	crd := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal(text, &crd.Object); err != nil {
-		l.t.Fatal(err)
+	if err := supervisors.Delete(t.Context(), v1alpha1.SupervisorName, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
 	}
-	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	if _, err := dyn.Resource(crds).Create(l.t.Context(), crd, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		l.t.Fatal(err)
-	}
-	supervisor := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": v1alpha1.GroupVersion, "kind": "Supervisor", "metadata": map[string]any{"name": v1alpha1.SupervisorName},
-		"spec": map[string]any{
-			"vCenter": map[string]any{"server": vc.URL().Host, "thumbprint": vc.Thumbprint(), "credentialsSecret": map[string]any{"name": "vcenter"}},
-			"zones":   []any{map[string]any{"name": "zone-a", "cluster": "atoll"}},
-		},
-	}}
-	eventually(l.t, "Supervisor", func() error {
-		_, err := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisors")).Create(l.t.Context(), supervisor, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) {
-			return nil
+	eventually(t, "nobody can sign in", func() error {
+		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is not known") {
+			return fmt.Errorf("bob: %w", err)
 		}
+		return nil
+	})
+	have.SetResourceVersion("")
+	have.SetUID("")
+	eventually(t, "the Supervisor is back", func() error {
+		_, err := supervisors.Create(t.Context(), have, metav1.CreateOptions{})
+		return err
+	})
+	eventually(t, "the Supervisor is found", func() error {
+		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
 		return err
 	})
 }
@@ -219,14 +219,10 @@ func (l *loginTest) createNamespaces(admin kubernetes.Interface) {
 }
 
 // checkTrust: nobody is asked for a password before the server is trusted.
-func (l *loginTest) checkTrust(vc *vcsim.Server) {
+func (l *loginTest) checkTrust() {
 	t := l.t
 	t.Helper()
-	wrong := filepath.Join(t.TempDir(), "other-ca.crt")
-	if err := os.WriteFile(wrong, vc.CA(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, ca := range map[string]string{"another authority": wrong, "the host's authorities": ""} {
+	for name, ca := range map[string]string{"another authority": l.cfg.pkiPath("front-proxy-ca.crt"), "the host's authorities": ""} {
 		o := l.options("ada@vsphere.local", adasPassword)
 		o.CAFile = ca
 		o.Password = func() (string, error) {

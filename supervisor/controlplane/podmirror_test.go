@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -169,12 +170,15 @@ func (m *mirrorTest) namespace(t *testing.T) {
 	}
 	namespaces := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisornamespaces"))
 	eventually(t, "a SupervisorNamespace", func() error {
-		made, err := namespaces.Create(ctx, &unstructured.Unstructured{Object: o}, metav1.CreateOptions{})
+		_, err := namespaces.Create(ctx, &unstructured.Unstructured{Object: o}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		patch, err := json.Marshal(map[string]any{"status": o["status"]})
 		if err != nil {
 			return err
 		}
-		made.Object["status"] = o["status"]
-		_, err = namespaces.UpdateStatus(ctx, made, metav1.UpdateOptions{})
+		_, err = namespaces.Patch(ctx, "shop", types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 		return err
 	})
 	_, err = m.admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
@@ -326,8 +330,8 @@ func (m *mirrorTest) shows(t *testing.T, want ...string) {
 	})
 }
 
-// runGovc runs govmomi's own command line.
-func (m *mirrorTest) runGovc(t *testing.T, args ...string) string {
+// govcCommand is govmomi's own command line.
+func (m *mirrorTest) govcCommand(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	ca := filepath.Join(m.dir, "govc-ca.pem")
 	if err := os.WriteFile(ca, m.vcenter.CA(), 0o600); err != nil {
@@ -335,6 +339,13 @@ func (m *mirrorTest) runGovc(t *testing.T, args ...string) string {
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = []string{roleEnv + "=" + roleGovc, "HOME=" + m.dir, "GOVC_URL=" + m.vcenter.URL().String(), "GOVC_USERNAME=Administrator@vsphere.local", "GOVC_PASSWORD=" + mirrorPassword, "GOVC_TLS_CA_CERTS=" + ca}
+	return cmd
+}
+
+// runGovc returns what it prints.
+func (m *mirrorTest) runGovc(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := m.govcCommand(t, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -434,6 +445,10 @@ func (m *mirrorTest) refused(t *testing.T) {
 		if err := ask(); err == nil || !strings.Contains(err.Error()+faultText(err), "pod") {
 			t.Errorf("%s: %v %s, want a refusal that says why", name, err, faultText(err))
 		}
+	}
+	cmd := m.govcCommand(t, "vm.power", "-suspend", "/Atoll/vm/shop/stays")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "kubectl scale") {
+		t.Errorf("govc vm.power -suspend: %v, %s", err, out)
 	}
 	if got := m.mirror(t, pod); got.Name != "stays" || got.Runtime.PowerState != vimtypes.VirtualMachinePowerStatePoweredOn || got.Config.Hardware.NumCPU != 2 {
 		t.Errorf("afterwards %s, %s, %d CPUs", got.Name, got.Runtime.PowerState, got.Config.Hardware.NumCPU)

@@ -115,7 +115,7 @@ func (r *supervisorReconciler) namespacesUsing(ctx context.Context) (int, error)
 func (r *supervisorReconciler) finalize(ctx context.Context, sup *v1alpha1.Supervisor, used int) (done bool, err error) {
 	if sup.DeletionTimestamp.IsZero() {
 		if controllerutil.AddFinalizer(sup, supervisorFinalizer) {
-			return true, r.client.Update(ctx, sup) // comes back as an event
+			return false, r.client.Update(ctx, sup) // no event follows: the generation stays
 		}
 		return false, nil
 	}

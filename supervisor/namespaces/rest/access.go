@@ -19,11 +19,11 @@ type accessInfo struct {
 	Inherited bool   `json:"inherited"`
 }
 
-// subject is who a call's path and ?type= name; without a type it is a user.
+// subject is who a call's path and ?type= name.
 func (c *call) subject() (v1alpha1.AccessEntry, error) {
 	kind := c.URL.Query().Get("type")
 	if kind == "" {
-		kind = "USER"
+		return v1alpha1.AccessEntry{}, problemf(errdefs.ErrInvalidArgument, "The type of the subject is missing: append ?type=USER or ?type=GROUP.")
 	}
 	spec := accessSpec{SubjectType: kind, Subject: c.PathValue("subject"), Domain: c.PathValue("domain"), Role: "VIEW"}
 	return spec.entry()

@@ -327,6 +327,7 @@ func TestAccess(t *testing.T) {
 		t.Error(out)
 	}
 	b.want("GET", strings.Replace(ada, "USER", "GROUP", 1), "", 400, "INVALID_ARGUMENT", "not on the access list")
+	b.want("GET", strings.TrimSuffix(ada, "?type=USER"), "", 400, "INVALID_ARGUMENT", "type")
 	b.want("GET", strings.Replace(ada, "USER", "ROBOT", 1), "", 400, "INVALID_ARGUMENT", "ROBOT")
 	b.want("POST", ada, `{"role": "OWNER"}`, 400, "ALREADY_EXISTS", "PUT")
 	b.want("PUT", ada, `{"role": "OWNER"}`, 204, "", "")

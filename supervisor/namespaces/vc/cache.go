@@ -195,7 +195,7 @@ func (c *cache) write(r ref, props map[string]any) {
 		o.written = map[string]*written{}
 	}
 	for k, v := range props {
-		if o.expected != nil && o.props[k] == v {
+		if o.seen && o.props[k] == v {
 			continue // the watch was faster
 		}
 		o.set(k, v)

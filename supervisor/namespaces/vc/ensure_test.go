@@ -80,9 +80,8 @@ func TestCrashAtEveryCall(t *testing.T) {
 	v := startVCenter(t, vcsim.Config{})
 	v.people(t)
 	o := v.options()
-	h := start(t, o, true)
-	h.ensure(t, team("first"))
-	h.stop()
+	crashing := start(t, o, true)
+	crashing.ensure(t, team("first"))
 	uid := 0
 	for _, method := range methods {
 		for skip := range 2 {
@@ -92,15 +91,13 @@ func TestCrashAtEveryCall(t *testing.T) {
 					ns := team("ns-" + name)
 					ns.UID = fmt.Sprintf("uid-%d", uid)
 					uid++
-					h := start(t, o, true)
 					remove := v.Faults().Add(vcsim.Fault{Method: method, Skip: skip, Times: 1, Drop: true, Late: late})
-					_, err := h.Ensure(t.Context(), ns)
+					_, err := crashing.Ensure(t.Context(), ns)
 					if err != nil && !errdefs.IsUnavailable(err) {
 						t.Errorf("the answer was lost: %v, want ErrUnavailable", err)
 					}
-					h.stop() // as kill -9 would, but for the session
 					remove()
-					h = start(t, o, true)
+					h := start(t, o, false) // it knows what vCenter knows, as after kill -9
 					h.ensure(t, ns)
 					v.pool(t, ns.Name)
 					for pool := range v.inventory(t, "ResourcePool") {
