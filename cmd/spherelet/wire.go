@@ -14,12 +14,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-base/tracing"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/cri"
+	"github.com/openatoll/atoll/internal/flock"
 	"github.com/openatoll/atoll/internal/version"
 	"github.com/openatoll/atoll/netplugin"
 	"github.com/openatoll/atoll/netplugin/tap"
@@ -278,23 +278,13 @@ func vmUser(name string) (uid, gid, count uint32, err error) {
 
 // lock keeps a second spherelet from the same run directory.
 func lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	f, err := flock.Take(path)
+	if held := (*flock.HeldError)(nil); errors.As(err, &held) {
+		return nil, fmt.Errorf("another spherelet (pid %d) runs on %s: stop it, or use another data directory: %w",
+			held.PID, filepath.Dir(path), errdefs.ErrAlreadyExists)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid, _ := os.ReadFile(path)
-		f.Close()
-		return nil, fmt.Errorf("another spherelet (pid %s) runs on %s: stop it, or use another data directory: %w",
-			strings.TrimSpace(string(pid)), filepath.Dir(path), errdefs.ErrAlreadyExists)
-	}
-	// The pid is for people; the lock holds without it.
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
-	}
-	if err != nil {
-		slog.Warn("pid could not be written", "file", path, "err", err)
 	}
 	return func() { f.Close() }, nil
 }

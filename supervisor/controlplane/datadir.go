@@ -11,9 +11,9 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/version"
 
+	"github.com/openatoll/atoll/internal/flock"
 	"github.com/openatoll/atoll/supervisor/controlplane/durable"
 )
 
@@ -56,27 +56,17 @@ func truncate(s string, n int) string {
 }
 
 // lockDataDir makes the directory if needed and holds its lock until the
-// returned function is called or the process ends.
+// returned function is called or the process ends. It waits for a control plane
+// that is being killed, until that has let go of its ports too.
 func lockDataDir(c Config) (unlock func(), err error) {
 	if err := os.MkdirAll(c.DataDir, 0o711); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	f, err := os.OpenFile(c.lockFile(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock of the data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder := make([]byte, 20)
-		n, _ := f.ReadAt(holder, 0)
-		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by process %s: stop that control plane first: %w", c.DataDir, strings.TrimSpace(string(holder[:n])), errdefs.ErrFailedPrecondition)
-	}
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	f, err := flock.Take(c.lockFile())
+	if held := (*flock.HeldError)(nil); errors.As(err, &held) {
+		return nil, fmt.Errorf("data directory %s is in use by process %d: stop that control plane first: %w", c.DataDir, held.PID, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("lock of the data directory: %w", err)
 	}
 	return func() { f.Close() }, nil

@@ -27,7 +27,7 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	mount := func(r *agentapi.CreateContainerRequest) {
-		for id := range map[string]int64{"small": 4 << 20, "other": 8 << 20, "free": 0} {
+		for _, id := range []string{"other", "small", "free"} {
 			r.Mounts = append(r.Mounts, &agentapi.VolumeMount{Volume: id, Destination: "/" + id})
 		}
 		r.Mounts = append(r.Mounts, &agentapi.VolumeMount{Volume: "small", SubPath: "deep/er", Destination: "/sub"})
@@ -43,12 +43,12 @@ dd if=/dev/zero of=/other/fill bs=1M count=7 2>&1 | grep -c "7+0 records out" | 
 dd if=/dev/zero of=/free/fill bs=1M count=20 2>&1 | grep -c "20+0 records out" | sed s/^/free:/
 dd if=/dev/zero of=/etc/fill bs=1M count=3 2>/dev/null
 mv /etc/passwd /etc/other && ln /etc/other /etc/third && rm /etc/other && rm -r /data && mkdir /data && touch /data/x && mv /data /moved && cat /etc/third
-df -k /small | tail -1 | awk '{ print "df:" $2 }'`
+stat -f -c "size:%b blocks of %s" /small` // not df, which shows the first mount of the file system
 	g.create("c", ociSpec("sh", "-c", script), mount)
 	g.start("c")
 	g.wait("c", "")
 	out := g.logs("c")
-	for _, want := range []string{"Disk quota exceeded", "other:1", "free:1", "root:x:0:0", "df:5120"} {
+	for _, want := range []string{"Disk quota exceeded", "other:1", "free:1", "root:x:0:0", "size:1280 blocks of 4096"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing in:\n%s", want, out)
 		}

@@ -12,11 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/flock"
 	"github.com/openatoll/atoll/vmpod"
 )
 
@@ -144,29 +144,13 @@ func (d *Driver) prepare() error {
 	return d.templates.start()
 }
 
-// lockPatience is how long New waits for another driver to let go. One that was
-// killed while it started a QEMU may still hold the lock for the moment that
-// its child needs from fork to exec.
-const lockPatience = 5 * time.Second
-
 // lockDir takes the directory for this process; the kernel frees it with it.
 func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	f, err := flock.Take(filepath.Join(dir, ".lock"))
+	if held := (*flock.HeldError)(nil); errors.As(err, &held) {
+		return nil, fmt.Errorf("directory %s is in use by another driver, of process %d: stop that one first: %w", dir, held.PID, errdefs.ErrUnavailable)
 	}
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
-		case err == nil:
-			return f, nil
-		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
-			f.Close()
-			return nil, &os.PathError{Op: "lock", Path: f.Name(), Err: err}
-		case time.Now().After(deadline):
-			f.Close()
-			return nil, fmt.Errorf("directory %s is in use by another driver: stop that one first: %w", dir, errdefs.ErrUnavailable)
-		}
-	}
+	return f, err
 }
 
 // Accelerator returns what VMs launched now run on, and if that is TCG though

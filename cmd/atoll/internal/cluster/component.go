@@ -151,9 +151,12 @@ func keep(lines []string, line string, n int) []string {
 func stopComponent(ctx context.Context, l Layout, name string, grace time.Duration) (killed bool, err error) {
 	id, ok := process.Running(l.Record(name))
 	if ok {
-		if killed, err = id.Stop(ctx, grace); err != nil {
-			return killed, fmt.Errorf("stop %s: %w", name, err)
-		}
+		killed, err = id.Stop(ctx, grace)
+	} else {
+		err = process.Settle(ctx, l.Record(name))
+	}
+	if err != nil {
+		return killed, fmt.Errorf("stop %s: %w", name, err)
 	}
 	if err := os.Remove(l.Record(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return killed, err

@@ -42,7 +42,7 @@ func Supervise(ctx context.Context, l Layout, images string, r *Reporter) error 
 func Watch(ctx context.Context, l Layout) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	for _, name := range []string{Supervisor, Spherelet} {
+	for _, name := range components {
 		id, ok := process.Running(l.Record(name))
 		if !ok {
 			return componentEnded(l, name)

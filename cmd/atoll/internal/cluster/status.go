@@ -85,7 +85,7 @@ func GetStatus(ctx context.Context, l Layout) (Status, error) {
 	if s.Isolated {
 		st.Namespace = l.NetnsName()
 	}
-	for _, name := range []string{Supervisor, Spherelet} {
+	for _, name := range components {
 		p := Process{Name: name, Log: l.Log(name)}
 		if id, ok := process.Running(l.Record(name)); ok {
 			p.Running, p.PID, p.Since = true, id.PID, &id.Since

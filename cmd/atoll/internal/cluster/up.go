@@ -115,10 +115,23 @@ func chooseState(l Layout, opt Options) (State, error) {
 	return s, nil
 }
 
+var components = []string{Supervisor, Spherelet}
+
+// settle waits for components that somebody has killed: until they have ended,
+// they have their ports and locks.
+func settle(ctx context.Context, l Layout) error {
+	for _, name := range components {
+		if err := process.Settle(ctx, l.Record(name)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // Running returns the names of the components that run.
 func Running(l Layout) []string {
 	var names []string
-	for _, name := range []string{Supervisor, Spherelet} {
+	for _, name := range components {
 		if _, ok := process.Running(l.Record(name)); ok {
 			names = append(names, name)
 		}
@@ -148,6 +161,9 @@ func (u *up) takeBack(ctx context.Context) error {
 }
 
 func (u *up) run(ctx context.Context) (already bool, err error) {
+	if err := settle(ctx, u.Layout); err != nil {
+		return false, err
+	}
 	if len(Running(u.Layout)) < 2 {
 		if u.opt.Preflight != nil {
 			if err := u.opt.Preflight(ctx, u.Layout, u.state); err != nil {

@@ -12,12 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/procstate"
 )
 
 // An Identity names one process for ever: no other process, not even after
@@ -43,43 +45,32 @@ func BootID() (string, error) {
 // Identify returns the identity of a running process; fs.ErrNotExist if
 // there is no process with that pid.
 func Identify(pid int) (Identity, error) {
-	start, state, err := stat(pid)
+	p, err := procstate.Of(pid)
 	if err != nil {
 		return Identity{}, err
 	}
-	if state == 'Z' {
+	if p.State != procstate.Running {
 		return Identity{}, fmt.Errorf("process %d has ended: %w", pid, fs.ErrNotExist)
 	}
 	boot, err := BootID()
 	if err != nil {
 		return Identity{}, err
 	}
-	return Identity{PID: pid, Start: start, BootID: boot, Since: time.Now().UTC()}, nil
+	return Identity{PID: pid, Start: p.Start, BootID: boot, Since: time.Now().UTC()}, nil
 }
 
-// stat reads the start time and the state letter of a process.
-func stat(pid int) (start uint64, state byte, err error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		if errors.Is(err, syscall.ESRCH) {
-			err = fs.ErrNotExist
-		}
-		return 0, 0, err
-	}
-	// The command, in parentheses, may itself contain anything.
-	s := string(b)
-	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
-	if len(fields) < 20 {
-		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields after the command, want 20 or more", pid, len(fields))
-	}
-	start, err = strconv.ParseUint(fields[19], 10, 64)
-	return start, fields[0][0], err
-}
+// Alive reports whether the process still runs. One that is being killed does
+// not, although it has files and ports until it has ended.
+func (i Identity) Alive() bool { return i.is(procstate.Running) }
 
-// Alive reports whether the process still runs.
-func (i Identity) Alive() bool {
-	now, err := Identify(i.PID)
-	return err == nil && now.Start == i.Start && now.BootID == i.BootID
+// is tells whether the process is there, in one of some states.
+func (i Identity) is(states ...procstate.State) bool {
+	now, err := procstate.Of(i.PID)
+	if err != nil || now.Start != i.Start || !slices.Contains(states, now.State) {
+		return false
+	}
+	boot, err := BootID()
+	return err == nil && boot == i.BootID
 }
 
 // Save records an identity in a file, atomically.
@@ -171,6 +162,23 @@ func (i Identity) Wait(ctx context.Context) error {
 	}
 }
 
+// killPatience is how long a busy host may take to end what has been killed.
+const killPatience = 30 * time.Second
+
+// Settle waits for the process recorded in a file if it is being killed.
+func Settle(ctx context.Context, file string) error {
+	i, err := Load(file)
+	if err != nil || i.Alive() { // Running, too, knows nobody by a record that cannot be read
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, killPatience)
+	defer cancel()
+	if err := i.Wait(ctx); err != nil {
+		return fmt.Errorf("process %d was killed and has not ended: %w", i.PID, err)
+	}
+	return nil
+}
+
 // open returns a pidfd; fs.ErrNotExist if the process has ended.
 func (i Identity) open() (int, error) {
 	fd, err := unix.PidfdOpen(i.PID, 0)
@@ -180,7 +188,7 @@ func (i Identity) open() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open process %d: %w", i.PID, err)
 	}
-	if !i.Alive() { // the pid was another's by the time it was opened
+	if !i.is(procstate.Running, procstate.Ending) { // the pid was another's by the time it was opened
 		unix.Close(fd)
 		return -1, fs.ErrNotExist
 	}

@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/openatoll/atoll/internal/procstate"
 )
 
 func start(t *testing.T, script string) (Identity, string) {
@@ -103,5 +106,29 @@ func TestWaitEndsWithContext(t *testing.T) {
 	defer cancel()
 	if err := id.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("err = %v, want DeadlineExceeded", err)
+	}
+}
+
+// TestSettle: what is being killed does not run, and is waited for until it has
+// nothing left; what runs is not.
+func TestSettle(t *testing.T) {
+	if err := Settle(t.Context(), filepath.Join(t.TempDir(), "record")); err != nil {
+		t.Errorf("nobody: %v", err)
+	}
+	id, record := start(t, "sleep 60")
+	if err := Settle(t.Context(), record); err != nil || !id.Alive() {
+		t.Errorf("one that runs: alive %v, %v", id.Alive(), err)
+	}
+	if err := syscall.Kill(id.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if id.Alive() {
+		t.Error("one that was killed counts as alive")
+	}
+	if err := Settle(t.Context(), record); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := procstate.Of(id.PID); err == nil && p.State != procstate.Ended {
+		t.Errorf("after the wait it is there, in state %d", p.State)
 	}
 }
