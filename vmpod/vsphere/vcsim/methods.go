@@ -78,7 +78,7 @@ func soapMethods() map[string]method {
 		"RemoveCustomFieldDef": {needs: atRoot("Global.ManageCustomFields"), do: (*call).removeField},
 		"RenameCustomFieldDef": {needs: atRoot("Global.ManageCustomFields"), do: (*call).renameField},
 		"SetField":             {needs: onEntity("Global.SetCustomField"), do: (*call).setField},
-		"SetCustomValue":       {needs: onThis("Global.SetCustomField"), do: (*call).setCustomValue},
+		"setCustomValue":       {needs: onThis("Global.SetCustomField"), do: (*call).setCustomValue},
 
 		"PostEvent":                {needs: eventNeeds, do: (*call).postEvent},
 		"LogUserEvent":             {needs: onEntity("Global.LogEvent"), do: (*call).logUserEvent},
