@@ -8,12 +8,31 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// event posts what a call did, in its user's name. The simulator keeps the
-// last thousand.
+// event posts what a call did, in its user's name, with the sentence that
+// clients show. The simulator keeps the last thousand.
 func (s *Server) event(c *call, e types.BaseEvent) {
+	if x := e.GetEvent(); x.FullFormattedMessage == "" {
+		x.FullFormattedMessage = sentence(e)
+	}
 	ctx := &simulator.Context{Context: s.svc.Context.Context, Map: s.vim, Session: c.ctx.Session}
 	em := s.vim.EventManager()
 	ctx.WithLock(em, func() { em.PostEvent(ctx, &types.PostEvent{EventToPost: e}) })
+}
+
+func sentence(e types.BaseEvent) string {
+	switch x := e.(type) {
+	case *types.ResourcePoolCreatedEvent:
+		return "Created resource pool " + x.ResourcePool.Name + " in " + x.Parent.Name
+	case *types.ResourcePoolReconfiguredEvent:
+		return "Changed the configuration of resource pool " + x.ResourcePool.Name
+	case *types.ResourcePoolMovedEvent:
+		return "Moved resource pool " + x.ResourcePool.Name + " from " + x.OldParent.Name + " to " + x.NewParent.Name
+	case *types.ResourcePoolDestroyedEvent:
+		return "Removed resource pool " + x.ResourcePool.Name
+	case *types.GeneralUserEvent:
+		return x.Message
+	}
+	return ""
 }
 
 func (s *Server) poolArgument(p *simulator.ResourcePool) types.ResourcePoolEventArgument {
