@@ -3,7 +3,6 @@ package vcsim
 import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -197,9 +196,4 @@ func (c *call) terminate() soap.HasFault {
 		c.s.endSession(id)
 	}
 	return &methods.TerminateSessionBody{Res: &types.TerminateSessionResponse{}}
-}
-
-func (c *call) entity(ref types.ManagedObjectReference) (mo.Entity, bool) {
-	e, ok := c.s.vim.Get(ref).(mo.Entity)
-	return e, ok
 }
