@@ -34,7 +34,7 @@ type vcenter struct {
 
 func startVCenter(t *testing.T, c vcsim.Config) *vcenter {
 	t.Helper()
-	c.AdminPassword = adminPassword
+	c.AdminPassword, c.PasswordRounds = adminPassword, 1000
 	c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	if c.Clusters == nil {
 		c.Clusters = []vcsim.Cluster{{Name: "c1", Hosts: []vcsim.Host{{Name: "h1", CPUs: 8, MHz: 2000, Memory: 32 << 30}}}}

@@ -148,8 +148,8 @@ func TestPermissionWithdrawn(t *testing.T) {
 	if err := h.Delete(t.Context(), ns.Ref); !errdefs.IsPermissionDenied(err) {
 		t.Errorf("Delete without any permission: %v", err)
 	}
-	h.session.Logout(t.Context()) // the next session sees less
-	h.until(t, "blindness", func() bool { _, err := h.State(ns.Ref); return err != nil })
+	h.session.Logout(t.Context()) // the next session sees nothing
+	h.until(t, "blindness", func() bool { _, err := h.State(ns.Ref); return errdefs.IsPermissionDenied(err) })
 	if err := h.Delete(t.Context(), ns.Ref); !errdefs.IsPermissionDenied(err) && !errdefs.IsUnavailable(err) {
 		t.Errorf("Delete without any permission: %v", err)
 	}
@@ -173,7 +173,7 @@ func TestHiddenPoolIsNotGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.session.Logout(t.Context()) // the next session sees less
+	h.again(t) // the next session sees less
 	h.until(t, "the pool's leave", func() bool { s, err := h.State(ns.Ref); return err == nil && len(s.Pools) == 0 })
 	_, err = h.Ensure(t.Context(), ns)
 	mustBe(t, err, errdefs.ErrPermissionDenied, pool.Value)
@@ -181,4 +181,12 @@ func TestHiddenPoolIsNotGone(t *testing.T) {
 	if n := len(v.inventory(t, "ResourcePool")); n != 3 {
 		t.Errorf("%d pools, want Resources, Namespaces and team-a", n)
 	}
+}
+
+// again ends the session and waits for what the next one brings.
+func (h *harness) again(t *testing.T) {
+	t.Helper()
+	before := h.session.Logins()
+	h.session.Logout(t.Context())
+	h.until(t, "a new session", func() bool { return h.session.Logins() > before && h.Health().Connected })
 }
