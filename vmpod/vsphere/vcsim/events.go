@@ -1,6 +1,8 @@
 package vcsim
 
 import (
+	"reflect"
+
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -8,8 +10,24 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
+// serial is the simulator's own method, for those that walk the inventory
+// without objects' locks: nobody changes the tree meanwhile.
+func (c *call) serial() soap.HasFault {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	obj := c.ctx.Session.Get(c.this)
+	m := reflect.ValueOf(obj).MethodByName(c.name)
+	if !m.IsValid() {
+		return refuse(&types.MethodNotFound{Receiver: c.this, Method: c.name})
+	}
+	var res []reflect.Value
+	c.ctx.WithLock(obj, func() { res = m.Call([]reflect.Value{reflect.ValueOf(c.ctx), reflect.ValueOf(c.body)}) })
+	body, _ := res[0].Interface().(soap.HasFault)
+	return body
+}
+
 // event posts what a call did, in its user's name, with the sentence that
-// clients show. The simulator keeps the last thousand.
+// clients show. The simulator keeps the last thousand. Call it with s.mu held.
 func (s *Server) event(c *call, e types.BaseEvent) {
 	if x := e.GetEvent(); x.FullFormattedMessage == "" {
 		x.FullFormattedMessage = sentence(e)
@@ -78,6 +96,8 @@ func (c *call) postEvent() soap.HasFault {
 		x.FullFormattedMessage = x.Message
 		c.s.frame(&x.Event, ref)
 	}
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	c.s.event(c, r.EventToPost)
 	return &methods.PostEventBody{Res: &types.PostEventResponse{}}
 }
@@ -97,6 +117,8 @@ func (c *call) logUserEvent() soap.HasFault {
 	r := c.body.(*types.LogUserEvent)
 	e := &types.GeneralUserEvent{GeneralEvent: types.GeneralEvent{Message: r.Msg}, Entity: &types.ManagedEntityEventArgument{EntityEventArgument: types.EntityEventArgument{Name: c.s.nameOf(r.Entity)}, Entity: r.Entity}}
 	c.s.frame(&e.Event, r.Entity)
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	c.s.event(c, e)
 	return &methods.LogUserEventBody{Res: &types.LogUserEventResponse{}}
 }

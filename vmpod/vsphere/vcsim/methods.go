@@ -81,16 +81,16 @@ func soapMethods() map[string]method {
 
 		"PostEvent":                {needs: eventNeeds, do: (*call).postEvent},
 		"LogUserEvent":             {needs: onEntity("Global.LogEvent"), do: (*call).logUserEvent},
-		"QueryEvents":              {needs: atRoot(privView)},
-		"CreateCollectorForEvents": {needs: atRoot(privView)},
-		"CreateCollectorForTasks":  {needs: atRoot(privView)},
+		"QueryEvents":              {needs: atRoot(privView), do: (*call).serial},
+		"CreateCollectorForEvents": {needs: atRoot(privView), do: (*call).serial},
+		"CreateCollectorForTasks":  {needs: atRoot(privView), do: (*call).serial},
 		"ReadNextEvents":           {},
 		"ReadPreviousEvents":       {},
 		"ReadNextTasks":            {},
 		"ReadPreviousTasks":        {},
 		"RewindCollector":          {},
 		"ResetCollector":           {},
-		"SetCollectorPageSize":     {},
+		"SetCollectorPageSize":     {do: (*call).serial},
 		"DestroyCollector":         {},
 
 		"CreateResourcePool":        {needs: onThis("Resource.CreatePool"), do: (*call).createPool},
@@ -173,6 +173,9 @@ func (c *call) login() soap.HasFault {
 	if err == nil {
 		r.UserName = c.s.principal(who.Name)
 	}
+	// It posts an event.
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	return c.s.vim.SessionManager().Login(c.ctx, r)
 }
 
