@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/vim25/types"
@@ -177,6 +178,13 @@ func (n *namespacesTest) restarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.startVCenter(t, c)
+	// The watch backs off: it may be a while until it tries again.
+	for deadline := time.Now().Add(45 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		sup := &v1alpha1.Supervisor{}
+		if err := n.admin.Get(t.Context(), client.ObjectKey{Name: v1alpha1.SupervisorName}, sup); err == nil && meta.IsStatusConditionTrue(sup.Status.Conditions, v1alpha1.ConditionConnected) {
+			break
+		}
+	}
 	n.synced(t, "meanwhile")
 	n.synced(t, "both")
 	n.gone(t, svns("lost"))

@@ -314,6 +314,7 @@ func vcenterReason(err error) string {
 func (p *pass) vcenterProblem(err error) {
 	reason := vcenterReason(err)
 	waits := true
+	p.conn.await() // before the question, or its return might be missed
 	if p.conn.connected() {
 		waits, p.retry = false, true
 		if reason == v1alpha1.ReasonVCenterUnreachable {
