@@ -86,7 +86,6 @@ const (
 	ReasonUnknownUser           = "UnknownUser" // a user or group of the access list
 	ReasonUnknownTag            = "UnknownTag"
 	ReasonUnknownClass          = "UnknownVMClass"
-	ReasonUnknownDatastore      = "UnknownDatastore"
 	ReasonLimitBelowUse         = "LimitBelowUse"
 	ReasonReservationTooLarge   = "ReservationTooLarge"
 	ReasonPoolNotOurs           = "PoolNotOurs" // a pool or folder of that name is another's

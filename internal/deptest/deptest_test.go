@@ -198,7 +198,9 @@ var forbidden = []struct{ program, dep, why string }{
 	{"cmd/kubectl-atoll", "k8s.io/kubernetes", "users take it to machines of their own"},
 	{"cmd/kubectl-atoll", "github.com/vmware/govmomi", "users take it to machines of their own"},
 	{"cri", "k8s.io/kubernetes", "any CRI client can use it"},
+	{"cri", "github.com/vmware/govmomi", "only what talks to a vCenter needs it"},
 	{"vmpod", "k8s.io/kubernetes", "drivers know nothing of the kubelet"},
+	{"vmpod/qemu", "github.com/vmware/govmomi", "a KVM host has no vCenter"},
 }
 
 // TestLinks looks at everything that a program links, through other modules.

@@ -42,7 +42,7 @@ func Error(what string, err error) error {
 	if classed(err) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	class, reason := classify(err)
+	reason, class := classify(err)
 	return fmt.Errorf("%s: %s: %w", what, reason, class)
 }
 
@@ -135,46 +135,46 @@ func Duplicate(err error) (types.ManagedObjectReference, bool) {
 	return f.Object, true
 }
 
-func classify(err error) (class error, reason string) {
-	f := Fault(err)
-	if f == nil {
+func classify(err error) (reason string, class error) {
+	fault := Fault(err)
+	if fault == nil {
 		return classifyTransport(err)
 	}
-	switch f := f.(type) {
+	switch f := fault.(type) {
 	case *types.NotAuthenticated:
-		return errdefs.ErrUnavailable, "vCenter dropped the session"
+		return "vCenter dropped the session", errdefs.ErrUnavailable
 	case *types.NoPermission:
-		return errdefs.ErrPermissionDenied, noPermission(f)
+		return noPermission(f), errdefs.ErrPermissionDenied
 	case types.BaseNoPermission:
-		return errdefs.ErrPermissionDenied, noPermission(f.GetNoPermission())
+		return noPermission(f.GetNoPermission()), errdefs.ErrPermissionDenied
 	case types.BaseInvalidLogin:
-		return ErrLogin, "vCenter refuses the login"
+		return "vCenter refuses the login", ErrLogin
 	case *types.DuplicateName:
-		return errdefs.ErrAlreadyExists, fmt.Sprintf("the name %s is taken by %s", f.Name, f.Object.Value)
+		return fmt.Sprintf("the name %s is taken by %s", f.Name, f.Object.Value), errdefs.ErrAlreadyExists
 	case *types.AlreadyExists:
-		return errdefs.ErrAlreadyExists, "it exists already"
+		return "it exists already", errdefs.ErrAlreadyExists
 	case *types.ManagedObjectNotFound:
-		return errdefs.ErrAborted, fmt.Sprintf("%s was deleted meanwhile", f.Obj.Value)
+		return fmt.Sprintf("%s was deleted meanwhile", f.Obj.Value), errdefs.ErrAborted
 	case *types.ConcurrentAccess:
-		return errdefs.ErrAborted, "somebody else changed it meanwhile"
+		return "somebody else changed it meanwhile", errdefs.ErrAborted
 	case *types.UserNotFound:
-		return errdefs.ErrInvalidArgument, fmt.Sprintf("vCenter knows no user or group %q: check the access list and the identity source", f.Principal)
+		return fmt.Sprintf("vCenter knows no user or group %q: check the access list and the identity source", f.Principal), errdefs.ErrInvalidArgument
 	case types.BaseInvalidArgument:
-		return errdefs.ErrInvalidArgument, "vCenter refuses the value of " + f.GetInvalidArgument().InvalidProperty + detail(err)
+		return "vCenter refuses the value of " + f.GetInvalidArgument().InvalidProperty + detail(err), errdefs.ErrInvalidArgument
 	case *types.InvalidName:
-		return errdefs.ErrInvalidArgument, fmt.Sprintf("%q is no name for vSphere", f.Name)
+		return fmt.Sprintf("%q is no name for vSphere", f.Name), errdefs.ErrInvalidArgument
 	case types.BaseInsufficientResourcesFault:
-		return errdefs.ErrFailedPrecondition, "the parent pool has not that much left (" + faultName(f.(types.BaseMethodFault)) + "): lower the reservation or give the parent more"
+		return "the parent pool has not that much left (" + faultName(fault) + "): lower the reservation or give the parent more", errdefs.ErrFailedPrecondition
 	case *types.RequestCanceled, *types.Timedout, *types.TaskInProgress:
-		return errdefs.ErrUnavailable, "vCenter is busy or gave up (" + faultName(f.(types.BaseMethodFault)) + ")"
+		return "vCenter is busy or gave up (" + faultName(fault) + ")", errdefs.ErrUnavailable
 	case types.BaseHostCommunication:
-		return errdefs.ErrUnavailable, "vCenter cannot reach the host"
+		return "vCenter cannot reach the host", errdefs.ErrUnavailable
 	case types.BaseInvalidState, *types.ResourceInUse:
-		return errdefs.ErrFailedPrecondition, "its state does not allow it (" + faultName(f.(types.BaseMethodFault)) + ")"
+		return "its state does not allow it (" + faultName(fault) + ")", errdefs.ErrFailedPrecondition
 	case *types.NotSupported:
-		return errdefs.ErrFailedPrecondition, "this vCenter does not support it" + detail(err)
+		return "this vCenter does not support it" + detail(err), errdefs.ErrFailedPrecondition
 	}
-	return errdefs.ErrUnknown, "vCenter says " + faultName(f) + detail(err)
+	return "vCenter says " + faultName(fault) + detail(err), errdefs.ErrUnknown
 }
 
 func noPermission(f *types.NoPermission) string {
@@ -202,29 +202,29 @@ func detail(err error) string {
 	return ": " + text
 }
 
-func classifyTransport(err error) (class error, reason string) {
+func classifyTransport(err error) (reason string, class error) {
 	if msg, ok := untrusted(err); ok {
-		return ErrUntrusted, msg
+		return msg, ErrUntrusted
 	}
 	var host *net.DNSError
 	var u *url.Error
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return errdefs.ErrUnavailable, "no answer in time: what was asked may have happened or not"
+		return "no answer in time: what was asked may have happened or not", errdefs.ErrUnavailable
 	case errors.Is(err, context.Canceled):
-		return context.Canceled, "given up"
+		return "given up", context.Canceled
 	case errors.As(err, &host):
-		return errdefs.ErrUnavailable, host.Error() + ": check the address"
+		return host.Error() + ": check the address", errdefs.ErrUnavailable
 	case errors.As(err, &u):
 		// Its text names method and address; userinfo is never in it, since the
 		// Session's address has none.
-		return errdefs.ErrUnavailable, u.Err.Error()
+		return u.Err.Error(), errdefs.ErrUnavailable
 	case errors.As(err, new(net.Error)):
-		return errdefs.ErrUnavailable, err.Error()
+		return err.Error(), errdefs.ErrUnavailable
 	case soap.IsSoapFault(err):
-		return errdefs.ErrUnknown, soap.ToSoapFault(err).String
+		return soap.ToSoapFault(err).String, errdefs.ErrUnknown
 	}
-	return errdefs.ErrUnavailable, err.Error()
+	return err.Error(), errdefs.ErrUnavailable
 }
 
 // untrusted says what is wrong with the server's certificate.

@@ -9,14 +9,31 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
+// Exists asks for one object: false if vCenter says that it is not there. One
+// that may not be seen is an error, NoPermission's.
+func (s *Session) Exists(ctx context.Context, object types.ManagedObjectReference) (bool, error) {
+	found, err := s.retrieve(ctx, map[types.ManagedObjectReference][]string{object: {"name"}}, false)
+	if IsNotFound(err) {
+		return false, nil
+	}
+	_, there := found[object]
+	if err == nil && !there {
+		err = fmt.Errorf("vCenter %s says nothing of %s %s: %w", s.Address(), object.Type, object.Value, errdefs.ErrUnavailable)
+	}
+	return there, err
+}
+
 // Retrieve reads properties of objects now, past any watch, in one call. What
-// is not there is not in the answer; a property that is unset or may not be
-// read is not in its object's.
+// is not there, or may not be seen, is not in the answer; Exists tells these
+// apart. A property that is unset or may not be read is not in its object's.
 func (s *Session) Retrieve(ctx context.Context, want map[types.ManagedObjectReference][]string) (map[types.ManagedObjectReference]map[string]types.AnyType, error) {
+	return s.retrieve(ctx, want, true)
+}
+
+func (s *Session) retrieve(ctx context.Context, want map[types.ManagedObjectReference][]string, missing bool) (map[types.ManagedObjectReference]map[string]types.AnyType, error) {
 	if err := s.Login(ctx); err != nil {
 		return nil, err
 	}
-	missing := true
 	req := &types.RetrievePropertiesEx{This: s.client.ServiceContent.PropertyCollector}
 	for object, props := range want {
 		req.SpecSet = append(req.SpecSet, types.PropertyFilterSpec{

@@ -31,6 +31,7 @@ const (
 type Update struct {
 	Object types.ManagedObjectReference
 	Gone   bool
+	Hidden bool // some of its properties may not be read
 	Props  map[string]types.AnyType
 }
 
@@ -244,6 +245,11 @@ func (w *Watch) split(set *types.UpdateSet) []Update {
 	for _, f := range set.FilterSet {
 		for _, o := range f.ObjectSet {
 			u := Update{Object: o.Obj, Gone: o.Kind == types.ObjectUpdateKindLeave, Props: make(map[string]types.AnyType, len(o.ChangeSet))}
+			for _, m := range o.MissingSet {
+				if f, ok := asFault(m.Fault.Fault).(types.BaseNoPermission); ok && f != nil {
+					u.Hidden = true
+				}
+			}
 			for _, c := range o.ChangeSet {
 				u.Props[c.Name] = c.Val
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -49,7 +52,7 @@ func TestLogin(t *testing.T) {
 	l.checkAccess()
 	l.checkTokens(admin)
 	l.checkLockout()
-	l.checkWithoutSupervisor()
+	l.checkWithoutVCenter()
 	first := l.token("shop")
 	l.checkLogout()
 
@@ -131,8 +134,7 @@ func (l *loginTest) createUsers() {
 	t := l.t
 	t.Helper()
 	for _, u := range []VCenterUser{{Name: "Ada", Groups: []string{"Shop-Devs"}}, {Name: "bob@vsphere.local"}, {Name: "eve"}, {Name: "gone"}} {
-		u.Password = adasPassword
-		if err := SetVCenterUser(t.Context(), l.cfg, u); err != nil {
+		if err := SetVCenterUser(t.Context(), l.cfg, u, adasPassword); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -146,62 +148,64 @@ func (l *loginTest) createUsers() {
 			t.Errorf("remove %s: %v", name, err)
 		}
 	}
-	for _, u := range []VCenterUser{{Name: vcenterUser, Password: "p"}, {Name: "x"}, {Name: "a/b", Password: "p"}} {
-		if err := SetVCenterUser(t.Context(), l.cfg, u); !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("set %s: %v", u.Name, err)
+	for user, password := range map[string]string{vcenterUser: "p", "x": "", "a/b": "p"} {
+		if err := SetVCenterUser(t.Context(), l.cfg, VCenterUser{Name: user}, password); !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("set %s: %v", user, err)
 		}
 	}
 	users, err := VCenterUsers(t.Context(), l.cfg)
-	want := "[{Ada@vsphere.local [Shop-Devs@vsphere.local] } {Administrator@vsphere.local [Administrators@vsphere.local] } {atoll-supervisor@vsphere.local [] } {bob@vsphere.local [] } {eve@vsphere.local [] }]"
+	want := "[{Ada@vsphere.local [Shop-Devs@vsphere.local]} {Administrator@vsphere.local [Administrators@vsphere.local]} {atoll-supervisor@vsphere.local []} {bob@vsphere.local []} {eve@vsphere.local []}]"
 	if err != nil || fmt.Sprint(users) != want {
 		t.Errorf("%v, %v; want %s", users, err, want)
 	}
 }
 
-// checkWithoutSupervisor: nobody can sign in, and nobody is told that the
-// password is wrong.
-func (l *loginTest) checkWithoutSupervisor() {
+// checkWithoutVCenter: while vCenter cannot be reached nobody can sign in, and
+// nobody is told that the password is wrong.
+func (l *loginTest) checkWithoutVCenter() {
 	t := l.t
 	t.Helper()
 	dyn, err := dynamic.NewForConfig(restFrom(t, l.cfg.Kubeconfig()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	supervisors := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisors"))
-	have, err := supervisors.Get(t.Context(), v1alpha1.SupervisorName, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := supervisors.Delete(t.Context(), v1alpha1.SupervisorName, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "nobody can sign in", func() error {
-		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
-		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is not known") {
-			return fmt.Errorf("bob: %w", err)
+	move := func(server string) {
+		t.Helper()
+		patch := fmt.Sprintf(`{"spec":{"vCenter":{"server":%q}}}`, server)
+		_, err := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisors")).Patch(t.Context(), v1alpha1.SupervisorName, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	have.SetResourceVersion("")
-	have.SetUID("")
-	eventually(t, "the Supervisor is back", func() error {
-		_, err := supervisors.Create(t.Context(), have, metav1.CreateOptions{})
-		return err
-	})
-	eventually(t, "the Supervisor is found", func() error {
-		_, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local"))
-		return err
-	})
+		time.Sleep(supervisorCacheTime) // for that long it is not read again
+	}
+	move("127.0.0.1:1")
+	if _, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local")); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is not known") {
+		t.Errorf("without vCenter: %v", err)
+	}
+	move(l.cfg.VCenterAddress().String())
+	if _, err := client.Login(t.Context(), l.elsewhere("bob@vsphere.local")); err != nil {
+		t.Errorf("with vCenter again: %v", err)
+	}
 }
 
-// createNamespaces makes shop, which a group may edit; ops, which ada may view;
-// and lab, which only bob may.
+// createNamespaces makes shop, a SupervisorNamespace that a group may edit; ops,
+// which ada may view by a binding made by hand; and lab, which only bob may.
 func (l *loginTest) createNamespaces(admin kubernetes.Interface) {
 	l.t.Helper()
+	dyn, err := dynamic.NewForConfig(restFrom(l.t, l.cfg.Kubeconfig()))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	shop := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": v1alpha1.GroupVersion, "kind": "SupervisorNamespace", "metadata": map[string]any{"name": "shop"},
+		"spec": map[string]any{"access": []any{map[string]any{"kind": "Group", "name": "Shop-Devs", "role": "edit"}}},
+	}}
+	if _, err := dyn.Resource(v1alpha1.SchemeGroupVersion.WithResource("supervisornamespaces")).Create(l.t.Context(), shop, metav1.CreateOptions{}); err != nil {
+		l.t.Fatal(err)
+	}
 	for namespace, b := range map[string]struct{ kind, name, role string }{
-		"shop": {rbacv1.GroupKind, "sso:shop-devs@vsphere.local", "edit"},
-		"ops":  {rbacv1.UserKind, "sso:ada@vsphere.local", "view"},
-		"lab":  {rbacv1.UserKind, "sso:bob@vsphere.local", "edit"},
+		"ops": {rbacv1.UserKind, "sso:ada@vsphere.local", "view"},
+		"lab": {rbacv1.UserKind, "sso:bob@vsphere.local", "edit"},
 	} {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
 		if _, err := admin.CoreV1().Namespaces().Create(l.t.Context(), ns, metav1.CreateOptions{}); err != nil {
@@ -216,6 +220,15 @@ func (l *loginTest) createNamespaces(admin kubernetes.Interface) {
 			l.t.Fatal(err)
 		}
 	}
+	eventually(l.t, "the access list of shop", func() error {
+		bindings, err := admin.RbacV1().RoleBindings("shop").List(l.t.Context(), metav1.ListOptions{})
+		if err == nil && !slices.ContainsFunc(bindings.Items, func(b rbacv1.RoleBinding) bool {
+			return len(b.Subjects) == 1 && b.Subjects[0].Kind == rbacv1.GroupKind && b.Subjects[0].Name == "sso:shop-devs@vsphere.local"
+		}) {
+			err = fmt.Errorf("not in %+v", bindings.Items)
+		}
+		return err
+	})
 }
 
 // checkTrust: nobody is asked for a password before the server is trusted.

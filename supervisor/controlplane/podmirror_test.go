@@ -77,6 +77,7 @@ func TestPodMirrors(t *testing.T) {
 type mirrorTest struct {
 	cfg        Config
 	dir        string // of the vCenter
+	memory     string // of pods
 	admin      *kubernetes.Clientset
 	nodeConfig *rest.Config
 	node       *kubernetes.Clientset
@@ -211,7 +212,7 @@ func (m *mirrorTest) installCRDs(t *testing.T, dyn dynamic.Interface) {
 func (m *mirrorTest) pod(t *testing.T, name, ip string) *corev1.Pod {
 	t.Helper()
 	ctx := t.Context()
-	pod := plainPod("", "")
+	pod := plainPod("", m.memory)
 	pod.GenerateName, pod.Name, pod.Spec.NodeName = "", name, "n1"
 	pod, err := m.admin.CoreV1().Pods("shop").Create(ctx, pod, metav1.CreateOptions{})
 	if err != nil {

@@ -39,6 +39,10 @@ const (
 	vcenterDatacenter = "Atoll"
 )
 
+// VCenterZone is the one zone of the embedded vCenter's Supervisor: what its nodes
+// bear as topology.kubernetes.io/zone.
+const VCenterZone = vcenterCluster
+
 // VCenter configures the embedded vCenter.
 type VCenter struct {
 	// Port is on Config.Address.
@@ -192,7 +196,7 @@ func (s *supervisor) ensureSupervisor(ctx context.Context, dyn dynamic.Interface
 					Server: address, CABundle: s.vcenter.CA(),
 					CredentialsSecret: v1alpha1.SecretReference{Namespace: metav1.NamespaceSystem, Name: vcenterSecret},
 				},
-				Zones: []v1alpha1.Zone{{Name: vcenterCluster, Cluster: vcenterCluster}},
+				Zones: []v1alpha1.Zone{{Name: VCenterZone, Cluster: vcenterCluster}},
 			},
 		})
 		if err != nil {

@@ -23,8 +23,6 @@ const usersPath = "/vcenter/users"
 type VCenterUser struct {
 	Name   string   `json:"name"` // NAME@DOMAIN
 	Groups []string `json:"groups"`
-	// Password is given to SetVCenterUser, and never returned.
-	Password string `json:"password,omitempty"`
 }
 
 // VCenterUsers lists the users of the embedded vCenter of the running control
@@ -38,8 +36,8 @@ func VCenterUsers(ctx context.Context, cfg Config) (users []VCenterUser, err err
 // the groups, which are made if they are not there; other memberships stay. A
 // name that cannot be is ErrInvalidArgument, the supervisor's own account
 // ErrPermissionDenied.
-func SetVCenterUser(ctx context.Context, cfg Config, user VCenterUser) error {
-	return askUsers(ctx, cfg, http.MethodPut, usersPath, user, nil)
+func SetVCenterUser(ctx context.Context, cfg Config, user VCenterUser, password string) error {
+	return askUsers(ctx, cfg, http.MethodPut, usersPath, map[string]any{"name": user.Name, "groups": user.Groups, "password": password}, nil)
 }
 
 // RemoveVCenterUser takes a user away; an unknown one is ErrNotFound, the
@@ -124,12 +122,15 @@ func (h *healthServer) serveUsers(vcenter *vcsim.Server) {
 		_ = json.NewEncoder(w).Encode(list) // whoever asked is gone
 	})
 	h.mux.HandleFunc("PUT "+usersPath, func(w http.ResponseWriter, r *http.Request) {
-		var u VCenterUser
+		var u struct {
+			VCenterUser
+			Password string `json:"password"`
+		}
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&u); err != nil {
 			answer(w, fmt.Errorf("no user: %w", errdefs.ErrInvalidArgument))
 			return
 		}
-		answer(w, setUser(users, u))
+		answer(w, setUser(users, u.VCenterUser, u.Password))
 	})
 	h.mux.HandleFunc("DELETE "+usersPath+"/{name}", func(w http.ResponseWriter, r *http.Request) {
 		name := r.PathValue("name")
@@ -141,11 +142,11 @@ func (h *healthServer) serveUsers(vcenter *vcsim.Server) {
 	})
 }
 
-func setUser(users *vcsim.Users, u VCenterUser) error {
+func setUser(users *vcsim.Users, u VCenterUser, password string) error {
 	if isUser(u.Name, vcenterUser) {
 		return fmt.Errorf("%s is the supervisor's own, which gets a new password at each start: %w", u.Name, errdefs.ErrPermissionDenied)
 	}
-	if err := users.Set(u.Name, u.Password); err != nil {
+	if err := users.Set(u.Name, password); err != nil {
 		return err
 	}
 	for _, g := range u.Groups {

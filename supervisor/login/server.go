@@ -290,11 +290,13 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, began time.Time,
 func (s *Server) handleWorkloads(w http.ResponseWriter, r *http.Request) {
 	var who Identity
 	if _, _, basic := r.BasicAuth(); basic {
-		began, err := s.o.Now(), error(nil)
-		if who, err = s.checkPassword(r); err != nil {
+		began := s.o.Now()
+		id, err := s.checkPassword(r)
+		if err != nil {
 			s.refuse(w, r, began, err)
 			return
 		}
+		who = id
 	} else {
 		session, err := s.session(bearer(r))
 		if err != nil {

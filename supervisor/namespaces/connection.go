@@ -53,6 +53,7 @@ type connection struct {
 	since   time.Time
 	stop    func()
 	err     error // why there is none
+	awaited bool  // by a namespace, since the last time that it came back
 	usage   map[string]time.Time
 }
 
@@ -72,6 +73,23 @@ func (c *connection) client() (VCenter, error) {
 func (c *connection) connected() bool {
 	vcenter, err := c.client()
 	return err == nil && vcenter.Health().Connected
+}
+
+// await notes that a namespace found vCenter away, and is to be looked at when
+// it is back.
+func (c *connection) await() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.awaited = true
+}
+
+// takeAwaited tells whether any did, since this was asked last.
+func (c *connection) takeAwaited() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.awaited
+	c.awaited = false
+	return was
 }
 
 // settling is while a new connection may still come about by itself.

@@ -127,6 +127,7 @@ func (p *pass) edited(ctx context.Context, edits []edit, spec *v1alpha1.Supervis
 	if !keep || !differs {
 		return false, nil
 	}
+	p.setMessages()
 	if err := p.writeStatus(ctx); err != nil {
 		return false, err
 	}

@@ -31,6 +31,9 @@ const (
 	// workers are namespaces that are reconciled at a time; vCenter gets 32
 	// calls at a time at most (internal/vsphere).
 	workers = 24
+	// The lease: long, since a process that comes back holds its own still, and
+	// one that is starved for a moment should not begin anew.
+	leaseDuration, renewDeadline, retryPeriod = time.Minute, 45 * time.Second, 5 * time.Second
 	// restartAfter a lost lease.
 	restartAfter = 2 * time.Second
 )
@@ -210,9 +213,9 @@ func newManager(o Options) (ctrl.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	yes := true
+	yes, duration, deadline, period := true, leaseDuration, renewDeadline, retryPeriod
 	lock, err := resourcelock.NewFromKubeconfig(resourcelock.LeasesResourceLock, metav1.NamespaceSystem, leaseName,
-		resourcelock.ResourceLockConfig{Identity: o.Identity}, o.Config, 10*time.Second)
+		resourcelock.ResourceLockConfig{Identity: o.Identity}, o.Config, renewDeadline)
 	if err != nil {
 		return nil, err
 	}
@@ -230,6 +233,9 @@ func newManager(o Options) (ctrl.Manager, error) {
 		LeaderElectionID:                    leaseName,
 		LeaderElectionResourceLockInterface: lock,
 		LeaderElectionReleaseOnCancel:       true,
+		LeaseDuration:                       &duration,
+		RenewDeadline:                       &deadline,
+		RetryPeriod:                         &period,
 		Controller:                          config.Controller{SkipNameValidation: &yes},
 	})
 }

@@ -226,8 +226,8 @@ func zoneStatus(zones []vc.ZoneState) []v1alpha1.ZoneStatus {
 	return out
 }
 
-// tell has all namespaces looked at when vCenter came back, when it has been
-// away for longer than a moment, and when a core is worth something else.
+// tell has all namespaces looked at when vCenter came back and one found it away
+// meanwhile, when it has been away for longer than a moment, and when a core is worth something else.
 func (r *supervisorReconciler) tell(ctx context.Context, sup *v1alpha1.Supervisor) error {
 	connected := r.conn.connected()
 	var rates int64
@@ -239,7 +239,8 @@ func (r *supervisorReconciler) tell(ctx context.Context, sup *v1alpha1.Superviso
 	} else if r.lost.IsZero() {
 		r.lost = r.now()
 	}
-	if connected == r.told && rates == r.rates {
+	awaited := connected && r.conn.takeAwaited()
+	if connected == r.told && rates == r.rates && !awaited {
 		return nil
 	}
 	if !connected && (r.conn.settling(r.now()) || r.now().Sub(r.lost) < settleTime) {

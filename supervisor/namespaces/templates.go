@@ -30,6 +30,10 @@ const (
 	plainKey          = "plain"
 	templateKey       = "template."
 	fullKey           = "full."
+	// admissionTime is what the API server is given to see that ConfigMap before
+	// those in it get the right: a namespace made in between would be a plain
+	// one.
+	admissionTime = 2 * time.Second
 )
 
 // A templateReconciler keeps what admission reads, and the right to make
@@ -39,8 +43,8 @@ type templateReconciler struct{ *reconciler }
 // Reconcile is called by one goroutine, for all templates at once.
 func (r *templateReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	began := r.now()
-	err := r.reconcile(ctx)
-	outcome, result := "ok", reconcile.Result{}
+	again, err := r.reconcile(ctx)
+	outcome, result := "ok", reconcile.Result{RequeueAfter: again}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		outcome, err = "stopped", nil
@@ -54,19 +58,19 @@ func (r *templateReconciler) Reconcile(ctx context.Context, _ reconcile.Request)
 	return result, err
 }
 
-func (r *templateReconciler) reconcile(ctx context.Context) error {
+func (r *templateReconciler) reconcile(ctx context.Context) (again time.Duration, err error) {
 	templates := &v1alpha1.NamespaceTemplateList{}
 	if err := r.client.List(ctx, templates); err != nil {
-		return err
+		return 0, err
 	}
 	slices.SortFunc(templates.Items, func(a, b v1alpha1.NamespaceTemplate) int { return strings.Compare(a.Name, b.Name) })
 	sup := &v1alpha1.Supervisor{}
 	if err := r.client.Get(ctx, client.ObjectKey{Name: v1alpha1.SupervisorName}, sup); client.IgnoreNotFound(err) != nil {
-		return err
+		return 0, err
 	}
 	made, err := r.madeFrom(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	data := map[string]string{plainKey: string(v1alpha1.AllowPlainNamespaces)}
 	if sup.Spec.PlainNamespaces != "" {
@@ -77,7 +81,7 @@ func (r *templateReconciler) reconcile(ctx context.Context) error {
 		t := &templates.Items[i]
 		subjects, problem, err := r.check(ctx, t, sup)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if active(t) && problem == nil {
 			data[templateKey+t.Name] = subjectLines(subjects)
@@ -85,13 +89,17 @@ func (r *templateReconciler) reconcile(ctx context.Context) error {
 			everyone = append(everyone, subjects...)
 		}
 		if err := r.describe(ctx, t, problem, len(made[t.Name])); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	if err := r.grant(ctx, everyone); err != nil {
-		return err
+	changed, err := r.writeConfig(ctx, data)
+	if err != nil {
+		return 0, err
 	}
-	return r.writeConfig(ctx, data)
+	if changed {
+		again = admissionTime
+	}
+	return again, r.grant(ctx, everyone, changed)
 }
 
 func active(t *v1alpha1.NamespaceTemplate) bool { return t.Spec.Active == nil || *t.Spec.Active }
@@ -187,8 +195,9 @@ func (r *templateReconciler) describe(ctx context.Context, t *v1alpha1.Namespace
 	return r.client.Status().Patch(ctx, t, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
-// grant gives the right to make namespaces, which admission then narrows.
-func (r *templateReconciler) grant(ctx context.Context, subjects []rbacv1.Subject) error {
+// grant gives the right to make namespaces, which admission then narrows. With
+// only, nobody is added.
+func (r *templateReconciler) grant(ctx context.Context, subjects []rbacv1.Subject, only bool) error {
 	key := func(s rbacv1.Subject) string { return s.Kind + "/" + s.Name }
 	slices.SortFunc(subjects, func(a, b rbacv1.Subject) int { return strings.Compare(key(a), key(b)) })
 	subjects = slices.Compact(subjects)
@@ -199,6 +208,9 @@ func (r *templateReconciler) grant(ctx context.Context, subjects []rbacv1.Subjec
 	}
 	found := &rbacv1.ClusterRoleBinding{}
 	err := r.live.Get(ctx, client.ObjectKeyFromObject(want), found)
+	if only {
+		subjects = slices.DeleteFunc(subjects, func(s rbacv1.Subject) bool { return !slices.Contains(found.Subjects, s) })
+	}
 	switch {
 	case apierrors.IsNotFound(err) && len(subjects) == 0:
 		return nil
@@ -213,15 +225,15 @@ func (r *templateReconciler) grant(ctx context.Context, subjects []rbacv1.Subjec
 	return r.client.Update(ctx, found)
 }
 
-func (r *templateReconciler) writeConfig(ctx context.Context, data map[string]string) error {
+func (r *templateReconciler) writeConfig(ctx context.Context, data map[string]string) (changed bool, err error) {
 	found := &corev1.ConfigMap{}
-	err := r.live.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: selfServiceConfig}, found)
+	err = r.live.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: selfServiceConfig}, found)
 	if apierrors.IsNotFound(err) {
-		return r.client.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: selfServiceConfig}, Data: data})
+		return true, r.client.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: selfServiceConfig}, Data: data})
 	}
 	if err != nil || maps.Equal(found.Data, data) {
-		return err
+		return false, err
 	}
 	found.Data = data
-	return r.client.Update(ctx, found)
+	return true, r.client.Update(ctx, found)
 }

@@ -163,6 +163,7 @@ func (p *pass) drifted(ctx context.Context, vcenter VCenter, d drift, state vc.S
 	p.post(ctx, vcenter, vc.EventWarning, message)
 	// Seen from outside until both sides are in step.
 	p.setSynced(metav1.ConditionFalse, v1alpha1.ReasonDrift, message)
+	p.setMessages()
 	if err := p.writeStatus(ctx); err != nil {
 		return false, err
 	}
@@ -313,6 +314,7 @@ func vcenterReason(err error) string {
 func (p *pass) vcenterProblem(err error) {
 	reason := vcenterReason(err)
 	waits := true
+	p.conn.await() // before the question, or its return might be missed
 	if p.conn.connected() {
 		waits, p.retry = false, true
 		if reason == v1alpha1.ReasonVCenterUnreachable {

@@ -197,7 +197,11 @@ func (c *Controller) next(ctx context.Context) bool {
 		c.queue.Forget(key)
 		reconcileSeconds.WithLabelValues().Observe(time.Since(began).Seconds())
 	case ctx.Err() == nil:
-		c.log.Warn("mirror of a pod is not as the pod, trying again", "pod", key.String(), "err", err)
+		level := slog.LevelWarn
+		if c.queue.NumRequeues(key) > 0 {
+			level = slog.LevelDebug // the counter goes on
+		}
+		c.log.Log(ctx, level, "mirror of a pod is not as the pod, trying again", "pod", key.String(), "err", err)
 		c.queue.AddRateLimited(key)
 	}
 	return true

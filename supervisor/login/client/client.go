@@ -198,7 +198,7 @@ func (s *server) merge(d *document, have *clientcmdapi.Config, l loginapi.Login,
 	if err := setMark(body, mark{Server: s.target.url(""), User: l.User, Expires: l.Expires}); err != nil {
 		return nil, "", nil, err
 	}
-	own, byNamespace := "", map[string]string{}
+	byNamespace := map[string]string{}
 	place := func(name, fallback, namespace string) (string, error) {
 		for _, n := range []string{name, fallback} {
 			if c := have.Contexts[n]; !d.touched[contexts+"/"+n] && (c == nil || c.Cluster == cluster) {
@@ -212,7 +212,8 @@ func (s *server) merge(d *document, have *clientcmdapi.Config, l loginapi.Login,
 		}
 		return "", fmt.Errorf("the kubeconfig has contexts %q and %q of another cluster: rename one with `kubectl config rename-context`: %w", name, fallback, errdefs.ErrAlreadyExists)
 	}
-	if own, err = place(s.target.name(), cluster, ""); err != nil {
+	own, err := place(s.target.name(), cluster, "")
+	if err != nil {
 		return nil, "", nil, err
 	}
 	all = []string{own}

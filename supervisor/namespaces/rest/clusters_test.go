@@ -84,6 +84,40 @@ func TestReads(t *testing.T) {
 	}
 }
 
+// TestUnconnected: before the clusters have been found in vCenter, only who may
+// do everything may do something, and nothing is made up.
+func TestUnconnected(t *testing.T) {
+	sv := testSupervisor()
+	sv.Status = v1alpha1.SupervisorStatus{Conditions: []metav1.Condition{
+		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonCredentialsInvalid, Message: "the password is wrong"},
+		{Type: v1alpha1.ConditionConnected, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonCredentialsInvalid, Message: "the password is wrong"},
+	}}
+	ns := namespace("shop")
+	ns.Spec.CPU = &v1alpha1.CPUAllocation{Limit: quantity("1")}
+	b := newBench(t, interceptor.Funcs{}, sv, ns)
+	b.want("GET", instances+"/shop", "", 503, "SERVICE_UNAVAILABLE", "clock")
+	b.want("POST", instances+"/v2", `{"supervisor": "default", "namespace": "a"}`, 503, "SERVICE_UNAVAILABLE", "not been found")
+	b.want("POST", instances, `{"cluster": "domain-c8", "namespace": "a"}`, 400, "UNSUPPORTED", "not enabled")
+	b.want("PATCH", instances+"/shop", `{"zones": [{"zone": "zone-a"}]}`, 204, "", "")
+	if zones := b.get("shop").Spec.Zones; len(zones) != 1 {
+		t.Errorf("zones %v", zones)
+	}
+	if out := b.want("GET", instances, "", 200, "", ""); !strings.Contains(out, `"cluster":"","namespace":"shop"`) {
+		t.Error(out)
+	}
+	if out := b.want("GET", management+"/supervisors/default/summary", "", 200, "", ""); !strings.Contains(out, `"config_status":"ERROR","kubernetes_status":"WARNING"`) || strings.Count(out, "the password is wrong") != 1 {
+		t.Error(out)
+	}
+	if out := b.want("GET", management+"/clusters", "", 200, "", ""); out != "[]" {
+		t.Error(out)
+	}
+	b.as("eve")
+	for _, path := range []string{instances + "/shop", management + "/supervisors/default/summary"} {
+		b.want("GET", path, "", 403, "UNAUTHORIZED", "the root folder")
+	}
+	b.want("DELETE", instances+"/shop", "", 403, "UNAUTHORIZED", "the root folder")
+}
+
 func TestStatus(t *testing.T) {
 	condition := func(kind string, status metav1.ConditionStatus, reason string, generation int64) metav1.Condition {
 		return metav1.Condition{Type: kind, Status: status, Reason: reason, ObservedGeneration: generation, Message: "because"}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -106,7 +107,9 @@ func kubernetesError(err error) error {
 		return class(errdefs.ErrAlreadyExists)
 	case apierrors.IsConflict(err):
 		return class(errdefs.ErrConflict)
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
+	case apierrors.IsInvalid(err):
+		return &problem{text: invalid(err), class: errdefs.ErrInvalidArgument}
+	case apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
 		return class(errdefs.ErrInvalidArgument)
 	case apierrors.IsForbidden(err):
 		// Of the supervisor's own account, or of an admission policy: nothing
@@ -120,6 +123,25 @@ func kubernetesError(err error) error {
 		return class(errdefs.ErrUnavailable) // it never reached the API server
 	}
 	return err
+}
+
+// invalid is what the schema of an object has against it. That rules were not
+// looked at because of the rest is no news.
+func invalid(err error) string {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		return err.Error()
+	}
+	var causes []string
+	for _, c := range status.Status().Details.Causes {
+		if c.Field != "<nil>" {
+			causes = append(causes, c.Field+": "+c.Message)
+		}
+	}
+	if len(causes) == 0 {
+		return err.Error()
+	}
+	return strings.Join(causes, "; ")
 }
 
 // A message is vapi.std.LocalizableMessage.

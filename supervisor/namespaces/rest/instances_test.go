@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -344,6 +345,17 @@ func TestAccess(t *testing.T) {
 	b.want("DELETE", ada, "", 204, "", "")
 	b.want("DELETE", ada, "", 400, "INVALID_ARGUMENT", "not on the access list")
 	b.want("GET", strings.Replace(ada, "/shop/", "/none/", 1), "", 404, "NOT_FOUND", "none")
+}
+
+// TestInvalid: the sentence of a schema's rule is what the client reads.
+func TestInvalid(t *testing.T) {
+	err := kubernetesError(apierrors.NewInvalid(v1alpha1.SchemeGroupVersion.WithKind("SupervisorNamespace").GroupKind(), "a", field.ErrorList{
+		field.Invalid(field.NewPath("spec", "memory"), "0", "memory.limit must be at least 1Mi"),
+		field.Invalid(nil, nil, "some validation rules were not checked"),
+	}))
+	if faultOf(err) != faultInvalidArgument || err.Error() != `spec.memory: Invalid value: "0": memory.limit must be at least 1Mi` {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestKubernetesErrors maps what the API server answers.

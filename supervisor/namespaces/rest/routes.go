@@ -91,5 +91,5 @@ var routes = []Route{
 
 const (
 	noEnabling         = "A cluster is not enabled for namespaces through vCenter: add it to the zones of the Supervisor object with kubectl."
-	noWorkloadNetworks = "Networks of namespaces are not supported: pods are on the cluster's own network, which NetworkPolicies divide."
+	noWorkloadNetworks = "Networks of namespaces are not supported: all pods are on the cluster's own network."
 )

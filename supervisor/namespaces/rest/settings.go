@@ -68,7 +68,7 @@ func (a *absent) UnmarshalJSON(b []byte) error {
 
 const (
 	noLibraries = "Atoll has no content libraries: images come from registries"
-	noNetworks  = "pods are on the cluster's own network, which NetworkPolicies divide"
+	noNetworks  = "all pods are on the cluster's own network"
 )
 
 // supported is ErrNotImplemented for the first field that Atoll would have to
@@ -84,7 +84,7 @@ func (s *settings) supported() error {
 		{"networks", s.Networks != nil, noNetworks},
 		{"network_spec", s.NetworkSpec != nil, noNetworks},
 		{"namespace_network", s.NamespaceNetwork != nil, noNetworks},
-		{"edges", s.Edges != nil, "Atoll has no edges: a Service of type LoadBalancer has its address on the nodes"},
+		{"edges", s.Edges != nil, "Atoll has no edges"},
 		{"infrastructure_policies", s.InfrastructurePolicies != nil, "Atoll has no infrastructure policies"},
 		{"creator", s.Creator != nil, "who made a self-service namespace is what Kubernetes saw: make it with kubectl from a NamespaceTemplate"},
 		{"self_service_namespace", s.SelfService != nil, "self-service namespaces are made with kubectl from a NamespaceTemplate"},

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -40,7 +41,7 @@ func parsePermissions(s string) []types.Permission {
 		if len(f) != 3 {
 			continue
 		}
-		role, _ := strconv.Atoi(f[1])
+		role, _ := strconv.ParseInt(f[1], 10, 32)
 		perms = append(perms, types.Permission{
 			Principal: f[2], Group: f[0][0] == 'g', RoleId: int32(role), Propagate: !strings.HasSuffix(f[0], "-"),
 		})
@@ -80,9 +81,18 @@ func (c *Client) ensureAccess(ctx context.Context, ns Namespace) error {
 	if ns.Access == nil {
 		return nil
 	}
+	cred, err := c.options.Credentials(ctx)
+	if err != nil {
+		return fmt.Errorf("credentials: %w: %w", err, errdefs.ErrUnavailable)
+	}
 	want := make([]types.Permission, 0, len(ns.Access))
 	var errs []error
 	for _, a := range ns.Access {
+		if !a.Group && (strings.EqualFold(cred.User, principal(a)) || strings.EqualFold(cred.User, a.Subject+"@"+a.Domain)) {
+			// What is set on an object hides what is inherited: Atoll would lose its
+			// own rights there.
+			return fmt.Errorf("access of %s: that is the account with which Atoll signs in, and would lock it out of the namespace: take it off the list: %w", principal(a), errdefs.ErrInvalidArgument)
+		}
 		role, err := c.role(ctx, a.Role)
 		if err != nil {
 			return err

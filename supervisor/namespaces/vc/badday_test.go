@@ -147,10 +147,9 @@ func TestVCenterGoesAndComes(t *testing.T) {
 		}
 		h.until(t, "the loss", func() bool { return !h.Health().Connected })
 		// Boot without the client noticing, change, and let it connect.
-		remove := func() {}
 		v.config.Listen = mustAddr(t, v.URL().Host)
 		v.boot(t)
-		remove = v.Faults().Add(vcsim.Fault{Method: "CreateContainerView", User: adminUser, Times: 1, Fault: &types.RequestCanceled{}})
+		remove := v.Faults().Add(vcsim.Fault{Method: "CreateContainerView", User: adminUser, Times: 1, Fault: &types.RequestCanceled{}})
 		defer remove()
 		v.signIn(t)
 		if _, err := methods.UpdateConfig(t.Context(), v.admin, &types.UpdateConfig{This: poolRef(before.Pools[0].ID), Name: "renamed"}); err != nil {

@@ -94,7 +94,12 @@ type cache struct {
 	objects    map[ref]*object
 	names      map[slot]ref
 	clusters   map[ref]*object
-	owned      map[string]map[ref]Ref // by namespace UID
+	// lost are objects of ours that left the watch: deleted, or no longer to be
+	// seen or read by our account. By namespace UID; see Client.confirmGone.
+	lost map[string]map[ref]bool
+	// resolved are the zones whose cluster was seen.
+	resolved map[string]bool
+	owned    map[string]map[ref]Ref // by namespace UID
 
 	notify func(Ref)
 	health func()
@@ -102,7 +107,7 @@ type cache struct {
 }
 
 func newCache(supervisor string) *cache {
-	c := &cache{supervisor: supervisor, now: time.Now, notify: func(Ref) {}, health: func() {}}
+	c := &cache{supervisor: supervisor, lost: map[string]map[ref]bool{}, resolved: map[string]bool{}, now: time.Now, notify: func(Ref) {}, health: func() {}}
 	c.reset()
 	return c
 }
@@ -213,6 +218,11 @@ func (c *cache) gone(r ref) {
 		c.unindex(r, o)
 		delete(c.objects, r)
 	}
+	for uid, lost := range c.lost {
+		if delete(lost, r); len(lost) == 0 {
+			delete(c.lost, uid)
+		}
+	}
 }
 
 // apply puts what the watch says into o, but for what it cannot know yet. It
@@ -297,6 +307,9 @@ func (c *cache) Replace(all []vsphere.Update) {
 		}
 		o := &object{seen: true, props: map[string]any{}}
 		before := old[u.Object]
+		if before != nil && hidden(u, true) {
+			c.lose(u.Object, before)
+		}
 		if before != nil && before.written != nil {
 			// An answer that was under way may be older than what we wrote.
 			o.written = before.written
@@ -322,6 +335,7 @@ func (c *cache) Replace(all []vsphere.Update) {
 			continue
 		}
 		c.touched(o, touched)
+		c.lose(r, o)
 	}
 	first := !c.synced
 	c.synced, c.cause = true, nil
@@ -344,6 +358,7 @@ func (c *cache) Apply(changes []vsphere.Update) {
 		if u.Gone {
 			if o != nil {
 				c.touched(o, touched)
+				c.lose(u.Object, o)
 				c.unindex(u.Object, o)
 				delete(c.objects, u.Object)
 			}
@@ -356,6 +371,9 @@ func (c *cache) Apply(changes []vsphere.Update) {
 		} else {
 			c.touched(o, before)
 			c.unindex(u.Object, o)
+		}
+		if hidden(u, false) {
+			c.lose(u.Object, o)
 		}
 		if c.apply(o, normalize(c.whole(o, u.Props))) && !c.justMade(o) {
 			c.touched(o, touched)
@@ -373,6 +391,23 @@ func (c *cache) Apply(changes []vsphere.Update) {
 func (c *cache) justMade(o *object) bool {
 	uid, ours := strings.CutPrefix(o.str(propName), unfinishedPrefix)
 	return ours && len(o.props) > 0 && o.str(c.ownerProp()) == "" && uid != ""
+}
+
+// hidden tells whether an object may no longer be read; its place in the
+// inventory may still be seen. all says that u has all properties there are.
+func hidden(u vsphere.Update, all bool) bool {
+	config, said := u.Props["config"]
+	return u.Hidden || u.Object.Type == "ResourcePool" && config == nil && (said || all)
+}
+
+// lose remembers an object of ours that left the watch.
+func (c *cache) lose(r ref, o *object) {
+	if owner, ok := c.owner(o); ok {
+		if c.lost[owner.UID] == nil {
+			c.lost[owner.UID] = map[ref]bool{}
+		}
+		c.lost[owner.UID][r] = true
+	}
 }
 
 // whole adds what an update of custom values leaves unsaid: those that it does

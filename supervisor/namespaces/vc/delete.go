@@ -25,13 +25,16 @@ func (c *Client) Delete(ctx context.Context, r Ref) error {
 	}
 	defer unlock()
 	c.cache.mu.Lock()
-	err = c.cache.unsynced(c.session.Address())
+	err = c.known()
 	var objects []ref
 	for id := range c.cache.owned[r.UID] {
 		objects = append(objects, id)
 	}
 	c.cache.mu.Unlock()
 	if err != nil {
+		return fmt.Errorf("delete namespace %s: %w", r.Name, err)
+	}
+	if err := c.confirmGone(ctx, r); err != nil {
 		return fmt.Errorf("delete namespace %s: %w", r.Name, err)
 	}
 	if len(objects) == 0 {
@@ -59,6 +62,38 @@ func (c *Client) Delete(ctx context.Context, r Ref) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete namespace %s: %w", r.Name, err)
 	}
+	return nil
+}
+
+// confirmGone asks vCenter about objects that left the watch: one that our
+// account may no longer see has left it too, and is not gone.
+func (c *Client) confirmGone(ctx context.Context, r Ref) error {
+	c.cache.mu.Lock()
+	var lost []ref
+	for id := range c.cache.lost[r.UID] {
+		if _, again := c.cache.owned[r.UID][id]; !again {
+			lost = append(lost, id)
+		}
+	}
+	c.cache.mu.Unlock()
+	for _, id := range lost {
+		if err := c.gone(ctx, r, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gone asks vCenter whether an object that is not seen is not there, nil then.
+func (c *Client) gone(ctx context.Context, r Ref, id ref) error {
+	there, err := c.session.Exists(ctx, id)
+	if err != nil {
+		return vsphere.Error(fmt.Sprintf("see whether %s %s of namespace %s is gone", id.Type, id.Value, r.Name), err)
+	}
+	if there {
+		return fmt.Errorf("%s %s of namespace %s is there, and its mark may not be read: see that the vCenter user has System.Read on it: %w", id.Type, id.Value, r.Name, errdefs.ErrPermissionDenied)
+	}
+	c.cache.gone(id)
 	return nil
 }
 
@@ -91,7 +126,7 @@ func (c *Client) empty(ctx context.Context, r Ref, objects []ref) ([]ref, error)
 	for _, id := range objects {
 		props, ok := found[id]
 		if !ok {
-			c.cache.gone(id)
+			errs = append(errs, c.gone(ctx, r, id))
 			continue
 		}
 		errs = append(errs, c.removable(r, id, props))

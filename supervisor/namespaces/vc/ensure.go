@@ -59,6 +59,11 @@ func (c *Client) Ensure(ctx context.Context, ns Namespace) (State, error) {
 
 // mend makes or changes what drift says.
 func (c *Client) mend(ctx context.Context, ns Namespace, have State, drift []Drift) error {
+	if slices.ContainsFunc(drift, func(d Drift) bool { return d.Field == FieldMissing }) {
+		if err := c.confirmGone(ctx, ns.Ref); err != nil {
+			return err
+		}
+	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(ns.Pools)+1)
 	for i, want := range ns.Pools {

@@ -34,7 +34,7 @@ type vcenter struct {
 
 func startVCenter(t *testing.T, c vcsim.Config) *vcenter {
 	t.Helper()
-	c.AdminPassword = adminPassword
+	c.AdminPassword, c.PasswordRounds = adminPassword, 1000
 	c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	if c.Clusters == nil {
 		c.Clusters = []vcsim.Cluster{{Name: "c1", Hosts: []vcsim.Host{{Name: "h1", CPUs: 8, MHz: 2000, Memory: 32 << 30}}}}
@@ -190,6 +190,17 @@ func (v *vcenter) options() Options {
 // start runs a client; with wait, until it has made all calls of a start.
 func start(t *testing.T, o Options, wait bool) *harness {
 	t.Helper()
+	h := start0(t, o)
+	h.until(t, "the connection", func() bool {
+		_, _, err := h.Policies() // the last that is read at the start
+		return h.Health().Connected && (err == nil || !wait)
+	})
+	return h
+}
+
+// start0 runs a client and waits for nothing.
+func start0(t *testing.T, o Options) *harness {
+	t.Helper()
 	h := &harness{calls: map[string]int{}, told: map[Ref]int{}, change: make(chan struct{}, 1)}
 	poke := func() {
 		select {
@@ -225,10 +236,6 @@ func start(t *testing.T, o Options, wait bool) *harness {
 		})
 	}
 	t.Cleanup(h.stop)
-	h.until(t, "the connection", func() bool {
-		_, _, err := c.Policies() // the last that is read at the start
-		return c.Health().Connected && (err == nil || !wait)
-	})
 	return h
 }
 

@@ -24,6 +24,18 @@ func (c *cache) unsynced(address string) error {
 	return fmt.Errorf("vCenter %s: its inventory has not been read yet: %w", address, errdefs.ErrUnavailable)
 }
 
+// known is why nothing can be said of namespaces, nil if it can: a cluster that
+// was there and is no longer seen takes its pools out of sight. It wants mu held.
+func (c *Client) known() error {
+	if err := c.cache.unsynced(c.session.Address()); err != nil {
+		return err
+	}
+	if _, err := c.datacenter(); errdefs.IsUnavailable(err) || errdefs.IsPermissionDenied(err) {
+		return err
+	}
+	return nil
+}
+
 func isClassed(err error) bool {
 	return errors.Is(err, errdefs.ErrUnavailable) || errors.Is(err, errdefs.ErrPermissionDenied) || errors.Is(err, errdefs.ErrInvalidArgument)
 }
@@ -33,7 +45,7 @@ func isClassed(err error) bool {
 func (c *Client) State(r Ref) (State, error) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
-	if err := c.cache.unsynced(c.session.Address()); err != nil {
+	if err := c.known(); err != nil {
 		return State{}, err
 	}
 	return c.state(r), nil
@@ -45,7 +57,7 @@ func (c *Client) State(r Ref) (State, error) {
 func (c *Client) List() ([]State, error) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
-	if err := c.cache.unsynced(c.session.Address()); err != nil {
+	if err := c.known(); err != nil {
 		return nil, err
 	}
 	all := make([]State, 0, len(c.cache.owned))
@@ -122,7 +134,7 @@ func (c *Client) poolState(id ref, o *object) PoolState {
 		if !ok {
 			continue
 		}
-		n, _ := strconv.Atoi(key)
+		n, _ := strconv.ParseInt(key, 10, 32)
 		switch name := c.fields.name(int32(n)); {
 		case name == AttributeDescription:
 			p.Description, _ = v.(string)
@@ -169,8 +181,12 @@ func (c *Client) cluster(z Zone) (ref, error) {
 	}
 	switch len(found) {
 	case 1:
+		c.cache.resolved[z.Name] = true
 		return found[0], nil
 	case 0:
+		if c.cache.resolved[z.Name] {
+			return ref{}, fmt.Errorf("zone %q: vCenter %s no longer shows cluster %q: it was deleted or renamed, or the vCenter user may no longer read it: what is in it is unknown: %w", z.Name, c.session.Address(), z.Cluster, errdefs.ErrUnavailable)
+		}
 		return ref{}, fmt.Errorf("zone %q: vCenter %s shows no cluster %q: give its name, inventory path or id, and see that the vCenter user may read it: %w", z.Name, c.session.Address(), z.Cluster, errdefs.ErrInvalidArgument)
 	}
 	return ref{}, fmt.Errorf("zone %q: vCenter %s has %d clusters called %q: give the inventory path: %w", z.Name, c.session.Address(), len(found), z.Cluster, errdefs.ErrInvalidArgument)

@@ -173,7 +173,8 @@ func (s *Server) missing(who Identity, demands []demand) (demand, bool) {
 func noPermission(d demand) types.BaseMethodFault {
 	on := d.on
 	return &types.NoPermission{
-		Object: &on, PrivilegeId: d.privilege,
+		SecurityError: types.SecurityError{RuntimeFault: reason("Permission to perform this operation was denied: privilege " + d.privilege + " is missing on " + on.String())},
+		Object:        &on, PrivilegeId: d.privilege,
 		MissingPrivileges: []types.NoPermissionEntityPrivileges{{Entity: on, PrivilegeIds: []string{d.privilege}}},
 	}
 }

@@ -31,6 +31,9 @@ type Config struct {
 	// AdminPassword is the administrator's at the first start only, for tests;
 	// empty makes a random one, in Dir/admin.password (0600).
 	AdminPassword string
+	// PasswordRounds of PBKDF2 for passwords that are set from now on; 0: what
+	// OWASP advises. Tests take fewer.
+	PasswordRounds int
 
 	// Datacenter's name; empty: Atoll.
 	Datacenter string
@@ -93,6 +96,9 @@ type Policy struct {
 func (c Config) complete() (Config, error) {
 	if !c.Listen.IsValid() {
 		c.Listen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	}
+	if c.PasswordRounds <= 0 {
+		c.PasswordRounds = hashRounds
 	}
 	if c.Domain == "" {
 		c.Domain = DefaultDomain

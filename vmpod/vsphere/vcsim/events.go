@@ -1,6 +1,8 @@
 package vcsim
 
 import (
+	"reflect"
+
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -8,12 +10,47 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// event posts what a call did, in its user's name. The simulator keeps the
-// last thousand.
+// serial is the simulator's own method, for those that walk the inventory
+// without objects' locks: nobody changes the tree meanwhile.
+func (c *call) serial() soap.HasFault {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	obj := c.ctx.Session.Get(c.this)
+	m := reflect.ValueOf(obj).MethodByName(c.name)
+	if !m.IsValid() {
+		return refuse(&types.MethodNotFound{Receiver: c.this, Method: c.name})
+	}
+	var res []reflect.Value
+	c.ctx.WithLock(obj, func() { res = m.Call([]reflect.Value{reflect.ValueOf(c.ctx), reflect.ValueOf(c.body)}) })
+	body, _ := res[0].Interface().(soap.HasFault)
+	return body
+}
+
+// event posts what a call did, in its user's name, with the sentence that
+// clients show. The simulator keeps the last thousand. Call it with s.mu held.
 func (s *Server) event(c *call, e types.BaseEvent) {
+	if x := e.GetEvent(); x.FullFormattedMessage == "" {
+		x.FullFormattedMessage = sentence(e)
+	}
 	ctx := &simulator.Context{Context: s.svc.Context.Context, Map: s.vim, Session: c.ctx.Session}
 	em := s.vim.EventManager()
 	ctx.WithLock(em, func() { em.PostEvent(ctx, &types.PostEvent{EventToPost: e}) })
+}
+
+func sentence(e types.BaseEvent) string {
+	switch x := e.(type) {
+	case *types.ResourcePoolCreatedEvent:
+		return "Created resource pool " + x.ResourcePool.Name + " in " + x.Parent.Name
+	case *types.ResourcePoolReconfiguredEvent:
+		return "Changed the configuration of resource pool " + x.ResourcePool.Name
+	case *types.ResourcePoolMovedEvent:
+		return "Moved resource pool " + x.ResourcePool.Name + " from " + x.OldParent.Name + " to " + x.NewParent.Name
+	case *types.ResourcePoolDestroyedEvent:
+		return "Removed resource pool " + x.ResourcePool.Name
+	case *types.GeneralUserEvent:
+		return x.Message
+	}
+	return ""
 }
 
 func (s *Server) poolArgument(p *simulator.ResourcePool) types.ResourcePoolEventArgument {
@@ -59,6 +96,8 @@ func (c *call) postEvent() soap.HasFault {
 		x.FullFormattedMessage = x.Message
 		c.s.frame(&x.Event, ref)
 	}
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	c.s.event(c, r.EventToPost)
 	return &methods.PostEventBody{Res: &types.PostEventResponse{}}
 }
@@ -78,6 +117,8 @@ func (c *call) logUserEvent() soap.HasFault {
 	r := c.body.(*types.LogUserEvent)
 	e := &types.GeneralUserEvent{GeneralEvent: types.GeneralEvent{Message: r.Msg}, Entity: &types.ManagedEntityEventArgument{EntityEventArgument: types.EntityEventArgument{Name: c.s.nameOf(r.Entity)}, Entity: r.Entity}}
 	c.s.frame(&e.Event, r.Entity)
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	c.s.event(c, e)
 	return &methods.LogUserEventBody{Res: &types.LogUserEventResponse{}}
 }

@@ -7,12 +7,13 @@ import (
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
 // freeName returns a name as vSphere keeps it, or the fault if one of the
-// siblings has it.
+// siblings has it. Call it with s.mu held.
 func (s *Server) freeName(name string, siblings []types.ManagedObjectReference) (string, types.BaseMethodFault) {
 	// vSphere's escapes: Managed Object Browser, ManagedEntity.name.
 	name = strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c").Replace(unescape(name))
@@ -20,7 +21,8 @@ func (s *Server) freeName(name string, siblings []types.ManagedObjectReference) 
 		return "", &types.InvalidName{VimFault: vimReason("a name has 1 to 80 characters"), Name: name}
 	}
 	for _, ref := range siblings {
-		if strings.EqualFold(s.nameOf(ref), name) {
+		// Names change with s.mu held alone: no lock for each of a thousand.
+		if e, ok := s.vim.Get(ref).(mo.Entity); ok && strings.EqualFold(e.Entity().Name, name) {
 			return "", &types.DuplicateName{VimFault: vimReason("the name " + name + " is taken here"), Name: name, Object: ref}
 		}
 	}

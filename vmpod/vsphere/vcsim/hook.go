@@ -53,7 +53,11 @@ func (s *Server) handle(ctx *simulator.Context, m *simulator.Method) (mo.Referen
 	c := &call{s: s, ctx: ctx, name: m.Name, this: m.This, body: m.Body, request: requestOf(ctx)}
 	rule, offered := s.methods[m.Name]
 	if !offered {
-		return nil, &types.NotSupported{RuntimeFault: reason("the embedded vCenter does not offer " + m.Name)}
+		fault := &types.NotSupported{RuntimeFault: reason("the embedded vCenter does not offer " + m.Name)}
+		if ctx.Session == nil {
+			return nil, fault
+		}
+		return redirect(m, func() soap.HasFault { return refuse(fault) }), nil
 	}
 	s.faults.count(m.Name)
 	if ctx.Session == nil {
@@ -75,7 +79,7 @@ func (s *Server) handle(ctx *simulator.Context, m *simulator.Method) (mo.Referen
 		return redirect(m, do), nil
 	}
 	if fault := c.allowed(rule); fault != nil {
-		return nil, fault
+		return redirect(m, func() soap.HasFault { return refuse(fault) }), nil
 	}
 	if rule.do == nil {
 		return nil, nil

@@ -279,7 +279,8 @@ func (s *Server) addHost(ctx context.Context, cluster *object.ClusterComputeReso
 		if h.Memory > 0 {
 			hw.MemorySize = h.Memory
 		}
-		hw.Vendor, hw.Model = "Atoll", "KVM node"
+		hw.Vendor, hw.Model, hw.CpuModel = "Atoll", "KVM node", ""
+		host.Summary.QuickStats = types.HostListSummaryQuickStats{} // nobody measures it here
 		host.Hardware.MemorySize = hw.MemorySize
 		host.Hardware.CpuInfo.NumCpuCores, host.Hardware.CpuInfo.NumCpuThreads = hw.NumCpuCores, hw.NumCpuThreads
 		host.Hardware.CpuInfo.Hz = int64(hw.CpuMhz) * 1_000_000

@@ -9,7 +9,7 @@ import (
 
 func TestJoinAndList(t *testing.T) {
 	dir := t.TempDir()
-	u, err := openUsers(dir, "vsphere.local", "pw")
+	u, err := openUsers(dir, "vsphere.local", "pw", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestJoinAndList(t *testing.T) {
 	if err := u.Join("a/b", "ada"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no group: %v", err)
 	}
-	u, err = openUsers(dir, "vsphere.local", "")
+	u, err = openUsers(dir, "vsphere.local", "", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

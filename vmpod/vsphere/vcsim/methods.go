@@ -3,7 +3,6 @@ package vcsim
 import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -78,20 +77,20 @@ func soapMethods() map[string]method {
 		"RemoveCustomFieldDef": {needs: atRoot("Global.ManageCustomFields"), do: (*call).removeField},
 		"RenameCustomFieldDef": {needs: atRoot("Global.ManageCustomFields"), do: (*call).renameField},
 		"SetField":             {needs: onEntity("Global.SetCustomField"), do: (*call).setField},
-		"SetCustomValue":       {needs: onThis("Global.SetCustomField"), do: (*call).setCustomValue},
+		"setCustomValue":       {needs: onThis("Global.SetCustomField"), do: (*call).setCustomValue},
 
 		"PostEvent":                {needs: eventNeeds, do: (*call).postEvent},
 		"LogUserEvent":             {needs: onEntity("Global.LogEvent"), do: (*call).logUserEvent},
-		"QueryEvents":              {needs: atRoot(privView)},
-		"CreateCollectorForEvents": {needs: atRoot(privView)},
-		"CreateCollectorForTasks":  {needs: atRoot(privView)},
+		"QueryEvents":              {needs: atRoot(privView), do: (*call).serial},
+		"CreateCollectorForEvents": {needs: atRoot(privView), do: (*call).serial},
+		"CreateCollectorForTasks":  {needs: atRoot(privView), do: (*call).serial},
 		"ReadNextEvents":           {},
 		"ReadPreviousEvents":       {},
 		"ReadNextTasks":            {},
 		"ReadPreviousTasks":        {},
 		"RewindCollector":          {},
 		"ResetCollector":           {},
-		"SetCollectorPageSize":     {},
+		"SetCollectorPageSize":     {do: (*call).serial},
 		"DestroyCollector":         {},
 
 		"CreateResourcePool":        {needs: onThis("Resource.CreatePool"), do: (*call).createPool},
@@ -174,6 +173,9 @@ func (c *call) login() soap.HasFault {
 	if err == nil {
 		r.UserName = c.s.principal(who.Name)
 	}
+	// It posts an event.
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	return c.s.vim.SessionManager().Login(c.ctx, r)
 }
 
@@ -197,9 +199,4 @@ func (c *call) terminate() soap.HasFault {
 		c.s.endSession(id)
 	}
 	return &methods.TerminateSessionBody{Res: &types.TerminateSessionResponse{}}
-}
-
-func (c *call) entity(ref types.ManagedObjectReference) (mo.Entity, bool) {
-	e, ok := c.s.vim.Get(ref).(mo.Entity)
-	return e, ok
 }

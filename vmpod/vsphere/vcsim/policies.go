@@ -2,6 +2,7 @@ package vcsim
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -151,17 +152,12 @@ func (p policyRecord) profile(id string) *pbmtypes.PbmCapabilityProfile {
 	}
 }
 
-// ruleText carries rules as XML, which knows their types.
-type ruleText struct {
-	XMLName xml.Name                              `xml:"rules"`
-	Rules   pbmtypes.BasePbmCapabilityConstraints `xml:"constraints,typeattr"`
-}
-
 func encodeRules(rules pbmtypes.BasePbmCapabilityConstraints) string {
 	if rules == nil {
 		return ""
 	}
-	b, err := xml.Marshal(ruleText{Rules: rules})
+	// A type that has them, so that the XML knows theirs.
+	b, err := xml.Marshal(pbmtypes.PbmCapabilityProfileUpdateSpec{Constraints: rules})
 	if err != nil {
 		return ""
 	}
@@ -172,13 +168,19 @@ func decodeRules(text string) pbmtypes.BasePbmCapabilityConstraints {
 	if text == "" {
 		return nil
 	}
-	var t ruleText
+	var spec pbmtypes.PbmCapabilityProfileUpdateSpec
 	d := xml.NewDecoder(bytes.NewReader([]byte(text)))
-	d.TypeFunc = types.TypeFunc()
-	if d.Decode(&t) != nil {
+	known := types.TypeFunc()
+	d.TypeFunc = func(name string) (reflect.Type, bool) {
+		if t, ok := known(pbm.Namespace + ":" + name); ok {
+			return t, ok
+		}
+		return known(name)
+	}
+	if d.Decode(&spec) != nil {
 		return nil
 	}
-	return t.Rules
+	return spec.Constraints
 }
 
 // named finds a policy by name, other than except.
@@ -265,7 +267,7 @@ func (s *Server) fitting(id string, hubs []pbmtypes.PbmPlacementHub) (fit []pbmt
 		ref := s.inventory.stores[name]
 		hub := pbmtypes.PbmPlacementHub{HubType: ref.Type, HubId: ref.Value}
 		asked := len(hubs) == 0 || slices.ContainsFunc(hubs, func(h pbmtypes.PbmPlacementHub) bool { return h.HubType == hub.HubType && h.HubId == hub.HubId })
-		if asked && (p.Datastores == nil || slices.Contains(p.Datastores, name)) && s.meets(ref, decodeRules(p.Rules)) {
+		if asked && (p.Datastores == nil || slices.Contains(p.Datastores, name)) && (p.Rules == "" || s.meets(ref, decodeRules(p.Rules))) {
 			fit = append(fit, hub)
 		}
 	}
@@ -276,7 +278,7 @@ func (s *Server) fitting(id string, hubs []pbmtypes.PbmPlacementHub) (fit []pbmt
 func (s *Server) meets(ref types.ManagedObjectReference, rules pbmtypes.BasePbmCapabilityConstraints) bool {
 	sets, ok := rules.(*pbmtypes.PbmCapabilitySubProfileConstraints)
 	if !ok || len(sets.SubProfiles) == 0 {
-		return rules == nil || ok
+		return ok
 	}
 	return slices.ContainsFunc(sets.SubProfiles, func(set pbmtypes.PbmCapabilitySubProfile) bool {
 		return !slices.ContainsFunc(set.Capability, func(c pbmtypes.PbmCapabilityInstance) bool {

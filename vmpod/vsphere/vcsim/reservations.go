@@ -89,6 +89,18 @@ func (n *share) room(k int, less int64) int64 {
 	return room
 }
 
+// most is what a pool can use: the smallest limit of it and of those above.
+func (n *share) most(k int) int64 {
+	limit := n.have[k].limit
+	if n.parent == nil {
+		return max(limit, 0)
+	}
+	if above := n.parent.most(k); limit == unlimited || above < limit {
+		return above
+	}
+	return limit
+}
+
 // fits checks that a child with config may be in the pool; child is its share
 // if it is there already or moves.
 func (s *Server) fits(parent *simulator.ResourcePool, child *share, config types.ResourceConfigSpec) types.BaseMethodFault {
@@ -144,7 +156,7 @@ func (s *Server) refreshRuntime(p *simulator.ResourcePool) {
 		return types.ResourcePoolResourceUsage{
 			ReservationUsed:   n.given[k] * unit,
 			UnreservedForPool: room, UnreservedForVm: room,
-			MaxUsage: max(n.have[k].limit, 0) * unit,
+			MaxUsage: n.most(k) * unit,
 		}
 	}
 	at := s.poolState(p)

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	tokenHeader = "vmware-api-session-id"
-	restSession = "/rest/com/vmware/cis/session"
-	apiSession  = "/api/session"
+	sessionHeader = "vmware-api-session-id"
+	restSession   = "/rest/com/vmware/cis/session"
+	apiSession    = "/api/session"
 )
 
 // tokens are the sessions of REST.
@@ -80,10 +80,10 @@ func (t *tokens) remove(id string) {
 }
 
 func tokenOf(r *http.Request) string {
-	if id := r.Header.Get(tokenHeader); id != "" {
+	if id := r.Header.Get(sessionHeader); id != "" {
 		return id
 	}
-	if c, err := r.Cookie(tokenHeader); err == nil {
+	if c, err := r.Cookie(sessionHeader); err == nil {
 		return c.Value
 	}
 	return ""
@@ -144,7 +144,7 @@ func (s *Server) restLogin(w http.ResponseWriter, r *http.Request) {
 	}
 	id := s.tokens.add(who.Name, time.Now())
 	if r.Header.Get("vmware-use-header-authn") == "" {
-		http.SetCookie(w, &http.Cookie{Name: tokenHeader, Value: id, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
+		http.SetCookie(w, &http.Cookie{Name: sessionHeader, Value: id, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
 	}
 	status := http.StatusOK
 	if r.URL.Path == apiSession {

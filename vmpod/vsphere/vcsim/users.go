@@ -21,7 +21,7 @@ import (
 
 // hashRounds is OWASP's figure for PBKDF2 with HMAC-SHA256 (Password Storage
 // Cheat Sheet, 2023).
-var hashRounds = 600_000 // less in tests
+const hashRounds = 600_000
 
 const (
 	usersFile = "users.json"
@@ -40,6 +40,7 @@ const (
 // case. All methods may be used from several goroutines, and have written to
 // the data directory when they return.
 type Users struct {
+	rounds int // of PBKDF2, for new passwords
 	domain string
 	file   string // empty: not kept
 
@@ -76,9 +77,10 @@ type Identity struct {
 }
 
 // openUsers loads them, or makes the first ones: the administrator with
-// password (empty: a random one, which is left in dir).
-func openUsers(dir, domain, password string) (*Users, error) {
-	u := &Users{domain: domain, known: map[[32]byte]bool{}, seal: make([]byte, 32)}
+// password (empty: a random one, which is left in dir). New passwords are
+// hashed in so many rounds.
+func openUsers(dir, domain, password string, rounds int) (*Users, error) {
+	u := &Users{domain: domain, rounds: rounds, known: map[[32]byte]bool{}, seal: make([]byte, 32)}
 	_, _ = rand.Read(u.seal)
 	if dir != "" {
 		u.file = filepath.Join(dir, usersFile)
@@ -117,7 +119,7 @@ func (u *Users) Set(name, password string) error {
 	}
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt)
-	n := &user{Name: local, Salt: salt, Rounds: hashRounds}
+	n := &user{Name: local, Salt: salt, Rounds: u.rounds}
 	if n.Hash, err = pbkdf2.Key(sha256.New, password, salt, n.Rounds, 32); err != nil {
 		return fmt.Errorf("vcsim: hash a password: %w", err)
 	}
@@ -216,7 +218,7 @@ func (u *Users) Authenticate(name, password string) (Identity, error) {
 // cannot take more than one processor.
 func (u *Users) check(account *user, password string) bool {
 	if account == nil {
-		account = &user{Salt: make([]byte, 16), Rounds: hashRounds}
+		account = &user{Salt: make([]byte, 16), Rounds: u.rounds}
 	}
 	u.hash.Lock()
 	defer u.hash.Unlock()

@@ -109,7 +109,7 @@ func New(c Config) (*Server, error) {
 // start builds and serves.
 func (s *Server) start() (err error) {
 	c := s.config
-	if s.users, err = openUsers(c.Dir, c.Domain, c.AdminPassword); err != nil {
+	if s.users, err = openUsers(c.Dir, c.Domain, c.AdminPassword, c.PasswordRounds); err != nil {
 		return err
 	}
 	var cert tls.Certificate

@@ -2,7 +2,6 @@ package vcsim
 
 import (
 	"context"
-	"os"
 	"testing"
 
 	"github.com/vmware/govmomi"
@@ -16,11 +15,6 @@ const (
 	admin        = "Administrator@vsphere.local"
 )
 
-func TestMain(m *testing.M) {
-	hashRounds = 1000
-	os.Exit(m.Run())
-}
-
 func config(dir string) Config {
 	return Config{
 		Dir: dir, AdminPassword: testPassword,
@@ -30,6 +24,7 @@ func config(dir string) Config {
 
 func start(t *testing.T, c Config) *Server {
 	t.Helper()
+	c.PasswordRounds = 1000
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)

@@ -87,7 +87,7 @@ func (v *containerView) Get() mo.Reference {
 			shown.View = append(shown.View, ref)
 		}
 	}
-	slices.SortFunc(shown.View, func(a, b types.ManagedObjectReference) int { return compareRefs(a, b) })
+	slices.SortFunc(shown.View, compareRefs)
 	return &shown
 }
 

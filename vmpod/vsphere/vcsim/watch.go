@@ -24,7 +24,6 @@ type hub struct {
 	mu      sync.Mutex
 	watches map[*watch]bool
 	tasks   []types.ManagedObjectReference // in the order of their making
-	prune   func(types.ManagedObjectReference)
 }
 
 // Reference makes it a simulator.RegisterObject.

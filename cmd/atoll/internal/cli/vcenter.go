@@ -64,7 +64,7 @@ func newUserSet(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return controlplane.SetVCenterUser(cmd.Context(), cfg, controlplane.VCenterUser{Name: args[0], Password: password, Groups: groups})
+			return controlplane.SetVCenterUser(cmd.Context(), cfg, controlplane.VCenterUser{Name: args[0], Groups: groups}, password)
 		},
 	}
 	cmd.Flags().StringSliceVar(&groups, "group", nil, "a group to become a member of; made if it is not there")

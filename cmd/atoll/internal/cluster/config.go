@@ -7,6 +7,7 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -51,6 +52,7 @@ func sphereletConfig(l Layout, s State, a Assets) v1alpha1.SphereletConfiguratio
 		Kind:                v1alpha1.SphereletKind,
 		NodeName:            s.Node,
 		NodeIP:              c.Address.String(),
+		Labels:              map[string]string{corev1.LabelTopologyZone: controlplane.VCenterZone},
 		DataDir:             l.NodeDir(s.Node),
 		RunDir:              l.NodeRunDir(s.Node),
 		BootstrapKubeconfig: c.BootstrapKubeconfig(),
