@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,8 @@ func Supervise(ctx context.Context, l Layout, images string, r *Reporter) error 
 	if err != nil {
 		return err
 	}
+	// As spherelet logs, and before Kubernetes takes the standard logger over.
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stopped, err := serveRegistry(ctx, l, images, cancel)
