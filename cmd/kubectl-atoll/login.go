@@ -224,8 +224,9 @@ func (t terminal) password(ctx context.Context, user string, stdin bool) (string
 		return "", usageError{fmt.Errorf("no password: standard input is no terminal; set $%s or give --password-stdin", passwordEnv)}
 	}
 	fmt.Fprintf(t.out, "Password of %s: ", user)
+	fd := int(f.Fd())
 	s, err := ask(ctx, f, func() (string, error) {
-		b, err := term.ReadPassword(int(f.Fd()))
+		b, err := term.ReadPassword(fd)
 		return string(b), err
 	})
 	fmt.Fprintln(t.out)

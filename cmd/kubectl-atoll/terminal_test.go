@@ -61,6 +61,7 @@ func TestTerminal(t *testing.T) {
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
 	}
+	io.WriteString(near, "\n") // for the read that is still under way
 	if after, err := term.GetState(int(far.Fd())); err != nil || *after != *before {
 		t.Errorf("the terminal is not as it was: %v", err)
 	}

@@ -35,6 +35,7 @@
 //	DIR/login/revoked          tokens that were given back
 //	DIR/pki/kubeconfig/        the components' own kubeconfigs
 //	DIR/etcd/                  etcd's data
+//	DIR/vcenter/               users and inventory of the embedded vCenter
 //	DIR/log/audit.log          who changed what (metadata only), rotated
 //
 // # Ports
@@ -43,6 +44,7 @@
 //	Address:53     CoreDNS, udp and tcp (Config.DNSPort)
 //	Address:4443   metrics-server       (Config.MetricsPort)
 //	Address:6444   logins of users      (Config.LoginPort)
+//	Address:8989   the embedded vCenter (Config.VCenter), if there is one
 //	127.0.0.1:10257 controller manager, 127.0.0.1:10259 scheduler,
 //	127.0.0.1:10354 CoreDNS' readiness, 127.0.0.1:10355 reviews of users' tokens
 package controlplane
