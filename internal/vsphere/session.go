@@ -65,6 +65,7 @@ type Session struct {
 	mu         sync.Mutex
 	generation int // of logins; 0: none yet, or the last one was dropped
 	logins     int
+	about      types.AboutInfo
 	refused    time.Time
 	refusal    error
 }
@@ -117,6 +118,13 @@ func (s *Session) Address() string { return s.config.Address }
 // Client is for govmomi's packages that want one. Its ServiceContent is empty
 // before Login.
 func (s *Session) Client() *vim25.Client { return s.client }
+
+// About is what the vCenter said of itself at the last login.
+func (s *Session) About() types.AboutInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.about
+}
 
 // Logins counts them: whoever holds objects that live in a session (views,
 // filters) must make them anew when it changed.
@@ -196,6 +204,7 @@ func (s *Session) content(ctx context.Context) (types.ServiceContent, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.about = res.Res.Returnval.About
 	if s.client.ServiceContent.SessionManager == nil {
 		s.client.ServiceContent = res.Res.Returnval
 	}

@@ -247,7 +247,7 @@ const (
 // ComponentHealth is the state of one component.
 type ComponentHealth struct {
 	// Name is etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
-	// dns, metrics-server, csr-approver or login.
+	// dns, metrics-server, csr-approver, login or namespaces.
 	Name    string `json:"name"`
 	Healthy bool   `json:"healthy"`
 	// Message says what is wrong, or what the component answered.

@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(roleEnv) {
 	case roleServer:
 		os.Exit(serve())
+	case roleKeeper:
+		os.Exit(keeperMain())
 	case roleGovc:
 		os.Exit(govcMain())
 	case roleIsolated:
@@ -92,6 +94,7 @@ func serve() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	keepNamespaces = os.Getenv(noKeeperEnv) == ""
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	out := json.NewEncoder(os.Stdout)

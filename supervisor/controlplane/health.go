@@ -26,7 +26,7 @@ import (
 const checkTimeout = 2 * time.Second
 
 // componentNames in the order in which Health reports.
-var componentNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver", "login"}
+var componentNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver", "login", "namespaces"}
 
 // Health asks the running control plane for the state of every component,
 // over a socket under cfg.RunDir: the caller may be in any network namespace.
@@ -164,6 +164,7 @@ func (s *supervisor) report(ctx context.Context) []ComponentHealth {
 		"metrics-server": func() (string, error) { return s.checkMetrics(ctx) },
 		"csr-approver":   s.checkApprover,
 		"login":          func() (string, error) { return "serving", s.get(ctx, c.loginURL()+"/healthz") },
+		"namespaces":     func() (string, error) { return s.checkNamespaces(ctx) },
 	}
 	out := make([]ComponentHealth, len(componentNames))
 	var wg sync.WaitGroup

@@ -33,6 +33,7 @@ func (n *namespacesTest) badInput(t *testing.T) {
 	}
 	n.apply(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "plain"}})
 	other := n.synced(t, "both").ResourceVersion
+	var deleted []string // Kubernetes takes 5 s for each
 	for _, tc := range []struct {
 		name   string
 		spec   func(*v1alpha1.SupervisorNamespaceSpec)
@@ -90,11 +91,14 @@ func (n *namespacesTest) badInput(t *testing.T) {
 			if err := n.admin.Delete(t.Context(), svns(tc.name)); err != nil {
 				t.Fatal(err)
 			}
-			n.gone(t, svns(tc.name))
-			if have := n.vsphere(t, tc.name); len(have.pools)+len(have.folders) != 0 {
-				t.Errorf("vSphere still has %+v", have)
-			}
+			deleted = append(deleted, tc.name)
 		})
+	}
+	for _, name := range deleted {
+		n.gone(t, svns(name))
+		if have := n.vsphere(t, name); len(have.pools)+len(have.folders) != 0 {
+			t.Errorf("vSphere still has %+v", have)
+		}
 	}
 	t.Run("zone", func(t *testing.T) {
 		ns := svns("zone")

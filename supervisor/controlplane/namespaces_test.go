@@ -220,6 +220,7 @@ func (n *namespacesTest) vsphere(t *testing.T, name string) (s side) {
 	return s
 }
 
+// look is vsphere; an empty name is any.
 func (n *namespacesTest) look(ctx context.Context, name string) (s side, err error) {
 	f := find.NewFinder(n.vim.Client)
 	for _, cluster := range []string{"east", "west"} {
@@ -232,7 +233,7 @@ func (n *namespacesTest) look(ctx context.Context, name string) (s side, err err
 			if err := p.Properties(ctx, p.Reference(), []string{"name", "config", "parent", "permission"}, &m); err != nil {
 				return s, err
 			}
-			if m.Name == name {
+			if m.Name == name || name == "" {
 				s.pools = append(s.pools, m)
 			}
 		}
@@ -246,7 +247,7 @@ func (n *namespacesTest) look(ctx context.Context, name string) (s side, err err
 		if err := x.Properties(ctx, x.Reference(), []string{"name", "parent", "permission"}, &m); err != nil {
 			return s, err
 		}
-		if m.Name == name {
+		if m.Name == name || name == "" {
 			s.folders = append(s.folders, m)
 		}
 	}

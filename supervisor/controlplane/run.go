@@ -28,6 +28,7 @@ import (
 	"github.com/openatoll/atoll/supervisor/controlplane/approver"
 	"github.com/openatoll/atoll/supervisor/controlplane/dns"
 	"github.com/openatoll/atoll/supervisor/controlplane/metricsserver"
+	"github.com/openatoll/atoll/supervisor/namespaces"
 	"github.com/openatoll/atoll/supervisor/runtimeclass"
 	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
@@ -98,6 +99,8 @@ type supervisor struct {
 	apis     *group                              // the API server, and the watch over etcd
 	approver atomic.Pointer[approver.Controller] // read by the health server
 	health   *healthServer
+
+	namespaces atomic.Pointer[namespaces.Controller] // read by the health server
 
 	vcenter     *vcsim.Server // nil: there is none
 	mirrorPower mirrorPower

@@ -128,6 +128,10 @@ func (p *pass) sync(ctx context.Context) (reconcile.Result, error) {
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if p.conn.settling(p.now()) {
+		// After a start: every namespace would be written twice.
+		return reconcile.Result{}, nil
+	}
 	found, err := p.namespace(ctx)
 	if err != nil {
 		return reconcile.Result{}, err

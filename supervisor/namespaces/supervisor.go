@@ -36,7 +36,7 @@ type supervisorReconciler struct {
 	*reconciler
 	all func(context.Context) error // has every namespace looked at
 
-	told  bool      // what namespaces were told last: connected
+	told  *bool     // what namespaces were told last: connected; nil: nothing
 	lost  time.Time // when that was found to be over; zero while it is not
 	rates int64     // of the clusters, as they were told
 
@@ -69,7 +69,7 @@ func (r *supervisorReconciler) reconcile(ctx context.Context) (reconcile.Result,
 			r.log.Info("the Supervisor is gone: vCenter is left alone")
 		}
 		r.conn.drop(nil)
-		r.told = false
+		r.told = nil
 		return reconcile.Result{}, r.all(ctx)
 	}
 	if err != nil {
@@ -240,12 +240,12 @@ func (r *supervisorReconciler) tell(ctx context.Context, sup *v1alpha1.Superviso
 		r.lost = r.now()
 	}
 	awaited := connected && r.conn.takeAwaited()
-	if connected == r.told && rates == r.rates && !awaited {
+	if r.told != nil && *r.told == connected && rates == r.rates && !awaited {
 		return nil
 	}
 	if !connected && (r.conn.settling(r.now()) || r.now().Sub(r.lost) < settleTime) {
 		return nil
 	}
-	r.told, r.rates = connected, rates
+	r.told, r.rates = &connected, rates
 	return r.all(ctx)
 }

@@ -167,7 +167,7 @@ func (c *Client) write(r ref, props map[string]any) {
 
 // Health makes no call.
 func (c *Client) Health() Health {
-	about := c.session.Client().ServiceContent.About
+	about := c.session.About()
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
 	h := Health{
