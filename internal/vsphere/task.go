@@ -58,7 +58,6 @@ func (t *Tasks) Join(ctx context.Context, id string) (types.AnyType, error) {
 	select {
 	case <-wait.done:
 	case <-ctx.Done():
-		t.watch.forget(ref)
 		return nil, fmt.Errorf("task %s has not ended in time, and may still: %w: %w", id, ctx.Err(), errdefs.ErrUnavailable)
 	}
 	switch {

@@ -2,11 +2,10 @@ package vsphere
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -16,45 +15,37 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
 
 const (
-	testUser     = "atoll@vsphere.local"
+	testUser     = "administrator@vsphere.local"
 	testPassword = "correct horse"
 )
 
-// A vcenter is govmomi's simulator over TLS.
+// A vcenter is the embedded one.
 type vcenter struct {
-	*simulator.Server
-	model *simulator.Model
-	ca    []byte
-	pin   string
+	*vcsim.Server
+	addr string
+	ca   []byte
+	pin  string
 }
 
 func startVCenter(t *testing.T) *vcenter {
 	t.Helper()
-	model := simulator.VPX()
-	model.Machine, model.Pool = 0, 0
-	if err := model.Create(); err != nil {
+	s, err := vcsim.New(vcsim.Config{AdminPassword: testPassword, PasswordRounds: 1000, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	model.Service.TLS = new(tls.Config)
-	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(testUser, testPassword)}
-	s := model.Service.NewServer()
 	t.Cleanup(func() {
-		s.CloseClientConnections()
-		s.Close()
-		model.Remove()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
-	cert := s.Certificate()
-	return &vcenter{
-		Server: s, model: model,
-		ca:  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
-		pin: fmt.Sprintf("%X", sha256.Sum256(cert.Raw)),
-	}
+	return &vcenter{Server: s, addr: s.URL().Host, ca: s.CA(), pin: s.Thumbprint()}
 }
 
 // A ledger counts calls by method.
@@ -80,7 +71,7 @@ func (l *ledger) count(method string) int {
 
 func (v *vcenter) config(l *ledger) Config {
 	c := Config{
-		Address: v.URL.Host, CA: v.ca,
+		Address: v.addr, CA: v.ca,
 		Credentials: func(context.Context) (string, string, error) { return testUser, testPassword, nil },
 	}
 	if l != nil {
@@ -95,7 +86,6 @@ func newSession(t *testing.T, c Config) *Session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// No Logout: the simulator's deadlocks when another session's view is there.
 	t.Cleanup(s.client.CloseIdleConnections)
 	return s
 }
@@ -182,7 +172,7 @@ func TestRefusedLoginIsNotRepeated(t *testing.T) {
 		if !errdefs.IsUnavailable(err) {
 			t.Fatalf("a refused login is %v, want ErrUnavailable", err)
 		}
-		if want := "vCenter " + v.URL.Host + " refuses the login: check user and password"; len(err.Error()) < len(want) || err.Error()[:len(want)] != want {
+		if want := "vCenter " + v.addr + " refuses the login: check user and password"; len(err.Error()) < len(want) || err.Error()[:len(want)] != want {
 			t.Errorf("the error is %q, want it to begin with %q", err, want)
 		}
 	}
@@ -241,7 +231,7 @@ func TestAddressAndTrust(t *testing.T) {
 // A vCenter that has stopped answering does not hold a caller for ever.
 func TestSlowVCenterIsUnknown(t *testing.T) {
 	v := startVCenter(t)
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: v.URL.Host})
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: v.addr})
 	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	hang := make(chan struct{})
 	var slow sync.Map

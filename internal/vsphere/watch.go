@@ -23,6 +23,9 @@ const (
 	waitGrace = 30 * time.Second
 	backOff   = time.Second // before the watch is set up anew, doubled up to
 	maxBack   = time.Minute
+	// maxEnded tasks are remembered: one that leaves the view and comes back at
+	// once is no change that vCenter would tell.
+	maxEnded = 256
 )
 
 // An Update is what changed of one object since the last one: all watched
@@ -60,11 +63,12 @@ type Watch struct {
 	session *Session
 	config  WatchConfig
 	viewer  Viewer
-	seconds int32 // waitSeconds
 
 	mu      sync.Mutex
-	tasks   map[types.ManagedObjectReference]*waiting
-	list    *types.ManagedObjectReference // the view of tasks; nil: not connected
+	tasks   map[types.ManagedObjectReference]*waiting // until they end, whoever still waits
+	ended   map[types.ManagedObjectReference]*waiting // the last maxEnded
+	order   []types.ManagedObjectReference            // of ended
+	list    *types.ManagedObjectReference             // the view of tasks; nil: not connected
 	add     []types.ManagedObjectReference
 	remove  []types.ManagedObjectReference
 	sending bool
@@ -74,7 +78,8 @@ type Watch struct {
 
 // NewWatch makes no call; Run does.
 func NewWatch(s *Session, c WatchConfig, v Viewer) *Watch {
-	return &Watch{session: s, config: c, viewer: v, seconds: waitSeconds, tasks: map[types.ManagedObjectReference]*waiting{}}
+	return &Watch{session: s, config: c, viewer: v, tasks: map[types.ManagedObjectReference]*waiting{},
+		ended: map[types.ManagedObjectReference]*waiting{}}
 }
 
 // Heard is when vCenter last answered the watch; within 150 s of now while all
@@ -228,10 +233,11 @@ func (w *Watch) destroy(ctx context.Context, pc types.ManagedObjectReference, vi
 // wait is one WaitForUpdatesEx. It is nil when nothing changed. It does not log
 // in again: the collector is gone with its session.
 func (w *Watch) wait(ctx context.Context, pc types.ManagedObjectReference, version string) (*types.UpdateSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(w.seconds)*time.Second+waitGrace)
+	ctx, cancel := context.WithTimeout(ctx, waitSeconds*time.Second+waitGrace)
+	seconds := int32(waitSeconds)
 	defer cancel()
 	res, err := methods.WaitForUpdatesEx(ctx, direct{w.session}, &types.WaitForUpdatesEx{
-		This: pc, Version: version, Options: &types.WaitOptions{MaxWaitSeconds: &w.seconds},
+		This: pc, Version: version, Options: &types.WaitOptions{MaxWaitSeconds: &seconds},
 	})
 	if err != nil {
 		return nil, err
@@ -280,7 +286,10 @@ type waiting struct {
 // task starts to listen for the end of a task. Several may.
 func (w *Watch) task(ctx context.Context, ref types.ManagedObjectReference) *waiting {
 	w.mu.Lock()
-	t := w.tasks[ref]
+	t := w.ended[ref]
+	if t == nil {
+		t = w.tasks[ref]
+	}
 	if t == nil {
 		t = &waiting{done: make(chan struct{})}
 		w.tasks[ref] = t
@@ -289,16 +298,6 @@ func (w *Watch) task(ctx context.Context, ref types.ManagedObjectReference) *wai
 	w.mu.Unlock()
 	w.flush(context.WithoutCancel(ctx))
 	return t
-}
-
-// forget stops listening.
-func (w *Watch) forget(ref types.ManagedObjectReference) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if _, ok := w.tasks[ref]; ok {
-		delete(w.tasks, ref)
-		w.remove = append(w.remove, ref) // goes with the next addition
-	}
 }
 
 // flush tells vCenter which tasks to watch: one call for all that came while
@@ -326,21 +325,28 @@ func (w *Watch) flush(ctx context.Context) {
 			return
 		}
 		for _, ref := range res.Returnval {
-			w.finish(ref, func(t *waiting) {
+			if t := w.tasks[ref]; t != nil {
 				t.unknown = fmt.Errorf("vCenter no longer knows task %s: how it ended is unknown: %w", ref.Value, errdefs.ErrUnavailable)
-			})
+				w.finish(ref, t)
+			}
 		}
 		w.mu.Unlock()
 	}
 }
 
 // finish ends a wait, with w.mu held.
-func (w *Watch) finish(ref types.ManagedObjectReference, set func(*waiting)) {
-	if t := w.tasks[ref]; t != nil {
-		set(t)
-		close(t.done)
-		delete(w.tasks, ref)
-		w.remove = append(w.remove, ref)
+func (w *Watch) finish(ref types.ManagedObjectReference, t *waiting) {
+	close(t.done)
+	delete(w.tasks, ref)
+	w.remove = append(w.remove, ref) // goes with the next addition
+	if t.unknown != nil {
+		return
+	}
+	w.ended[ref] = t
+	w.order = append(w.order, ref)
+	if len(w.order) > maxEnded {
+		delete(w.ended, w.order[0])
+		w.order = w.order[1:]
 	}
 }
 
@@ -361,7 +367,7 @@ func (w *Watch) taskChanged(u Update) {
 		t.result = v
 	}
 	if t.state == types.TaskInfoStateSuccess || t.state == types.TaskInfoStateError {
-		w.finish(u.Object, func(*waiting) {})
+		w.finish(u.Object, t)
 	}
 }
 

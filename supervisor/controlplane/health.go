@@ -26,7 +26,13 @@ import (
 const checkTimeout = 2 * time.Second
 
 // componentNames in the order in which Health reports.
-var componentNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver", "login", "namespaces"}
+func (c Config) componentNames() []string {
+	names := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns", "metrics-server", "csr-approver", "login"}
+	if c.VCenter != nil {
+		names = append(names, "vcenter")
+	}
+	return append(names, "namespaces")
+}
 
 // Health asks the running control plane for the state of every component,
 // over a socket under cfg.RunDir: the caller may be in any network namespace.
@@ -38,7 +44,7 @@ func Health(ctx context.Context, cfg Config) []ComponentHealth {
 		return report
 	}
 	report = nil
-	for _, name := range componentNames {
+	for _, name := range cfg.componentNames() {
 		report = append(report, ComponentHealth{Name: name, Message: "no control plane answers on " + cfg.healthSocket() + ": " + err.Error()})
 	}
 	return report
@@ -164,11 +170,13 @@ func (s *supervisor) report(ctx context.Context) []ComponentHealth {
 		"metrics-server": func() (string, error) { return s.checkMetrics(ctx) },
 		"csr-approver":   s.checkApprover,
 		"login":          func() (string, error) { return "serving", s.get(ctx, c.loginURL()+"/healthz") },
+		"vcenter":        func() (string, error) { return s.checkVCenter(ctx) },
 		"namespaces":     func() (string, error) { return s.checkNamespaces(ctx) },
 	}
-	out := make([]ComponentHealth, len(componentNames))
+	names := c.componentNames()
+	out := make([]ComponentHealth, len(names))
 	var wg sync.WaitGroup
-	for i, name := range componentNames {
+	for i, name := range names {
 		wg.Go(func() {
 			message, err := checks[name]()
 			if err != nil {

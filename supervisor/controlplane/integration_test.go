@@ -141,8 +141,9 @@ func phaseNames(s *server) (names []string) {
 
 func checkHealth(t *testing.T, cfg Config) {
 	report := Health(t.Context(), cfg)
-	if len(report) != len(componentNames) {
-		t.Fatalf("%d components, want %d", len(report), len(componentNames))
+	names := cfg.componentNames()
+	if len(report) != len(names) {
+		t.Fatalf("%d components, want %d", len(report), len(names))
 	}
 	for _, c := range report {
 		if !c.Healthy {

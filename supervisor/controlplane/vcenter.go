@@ -110,6 +110,12 @@ func (c Config) vcenterCertificate() (tls.Certificate, []byte, error) {
 	return cert, ca, nil
 }
 
+// checkVCenter asks the embedded vCenter what every client asks first.
+func (s *supervisor) checkVCenter(ctx context.Context) (string, error) {
+	base := "https://" + s.config.VCenterAddress().String()
+	return "embedded, on " + base, s.get(ctx, base+"/sdk/vimServiceVersions.xml")
+}
+
 // renewVCenter shows a renewed certificate.
 func (s *supervisor) renewVCenter(renewed []string) error {
 	if s.vcenter == nil || !slices.Contains(renewed, vcenterLeaf) {

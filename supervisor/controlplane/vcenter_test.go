@@ -60,6 +60,12 @@ func TestVCenter(t *testing.T) {
 		}
 		return nil
 	})
+	checkHealth(t, cfg)
+	for _, c := range Health(t.Context(), cfg) {
+		if want := "embedded, on https://" + cfg.VCenterAddress().String(); c.Name == "vcenter" && c.Message != want {
+			t.Errorf("health of vCenter: %q, want %q", c.Message, want)
+		}
+	}
 	if log, err := os.ReadFile(cfg.DataDir + ".log"); err != nil || strings.Contains(string(log), adminPassword(t, cfg)) {
 		t.Errorf("the administrator's password is in the log (%v)", err)
 	}
