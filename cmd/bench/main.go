@@ -53,6 +53,7 @@ var parts = []part{
 	{name: "density", what: "how many pods the host holds, up to 200", place: cluster, apart: true},
 	{name: "daily", what: "exec into a pod; memory of the daemons", place: cluster},
 	{name: "pods", what: "pods that are booted, through the API: start, memory", place: cluster},
+	{name: "namespaces", what: "1,000 namespaces in vSphere and Kubernetes, beside a plain loop", place: cluster},
 	{name: "critest", what: "the benchmarks of upstream's CRI suite", place: here},
 	{name: "pull", what: "pulling an image into disks, beside tar -x", place: here},
 	{name: "scale", what: "lists and stats of 100 sandboxes, on machines that are not real", place: here},
@@ -81,6 +82,10 @@ type options struct {
 	// add keeps what -out has of other figures.
 	add           bool
 	compare, save bool
+	// namespaces is how many the part of that name makes, idle how long it then
+	// watches them.
+	namespaces int
+	idle       time.Duration
 }
 
 func parseOptions() (options, error) {
@@ -94,6 +99,8 @@ func parseOptions() (options, error) {
 	flag.BoolVar(&o.add, "add", false, "put the figures beside those that -out has already")
 	flag.BoolVar(&o.compare, "compare", false, "compare the run in -out with the last committed one of "+historyDir+"; fail if it is worse")
 	flag.BoolVar(&o.save, "save", false, "copy the run in -out to "+historyDir)
+	flag.IntVar(&o.namespaces, "namespaces", 1000, "namespaces of the part of that name")
+	flag.DurationVar(&o.idle, "idle", 5*time.Minute, "how long namespaces are watched while nothing changes: what is asked of vCenter at intervals is asked every 5 minutes")
 	usage := flag.Usage
 	flag.Usage = func() {
 		usage()
@@ -109,6 +116,9 @@ func parseOptions() (options, error) {
 	flag.Parse()
 	if o.n < 10 {
 		return o, fmt.Errorf("-n %d: a median and a p99 want at least 10", o.n)
+	}
+	if o.namespaces < 2 || o.idle <= 0 {
+		return o, fmt.Errorf("-namespaces %d -idle %s: at least 2, and some time", o.namespaces, o.idle)
 	}
 	for _, name := range o.names() {
 		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
@@ -369,6 +379,8 @@ func measurePods(ctx context.Context, o options, data string, vm *vmBench, all *
 		{"density", func() error { return pods.density(ctx, all) }},
 		{"daily", func() error { return pods.daily(ctx, o.n, all) }},
 		{"pods", func() error { return pods.booted(ctx, o, all) }},
+		// The last: its namespaces stay until the cluster goes.
+		{"namespaces", func() error { return benchNamespaces(ctx, o, pods, all) }},
 	} {
 		if !o.wanted(p.name) {
 			continue

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,21 +23,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/supervisor/controlplane/durable"
+	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
 )
 
 // The layout of a backup: a tar file whose first entry is the header, as JSON;
 // the other entries are the header's files, in its order and no others.
 const (
-	backupFormat   = 1
+	backupFormat   = 2 // since 2 with the embedded vCenter's files
 	backupHeader   = "atoll-backup.json"
 	snapshotName   = "etcd.snapshot"
 	maxHeaderBytes = 1 << 20
 	maxSmallBytes  = 1 << 20 // each file under pki
+	vcenterPrefix  = "vcenter/"
+	maxVCenter     = 256 << 20 // bytes of each file of the embedded vCenter
 )
 
 // Backup writes the state of the running control plane into one new file of
-// mode 0600: etcd's snapshot, all keys and certificates and the key of Secrets
-// at rest. Whoever can read it owns the cluster. A file that is there is not
+// mode 0600: etcd's snapshot, all keys and certificates, the key of Secrets at
+// rest, the embedded vCenter's users and inventory as they are just after the
+// snapshot. Whoever can read it owns the cluster. A file that is there is not
 // overwritten (ErrAlreadyExists); on an error no file is left. A control plane
 // that does not run is ErrUnavailable.
 func Backup(ctx context.Context, cfg Config, file string) (h BackupHeader, err error) {
@@ -55,11 +61,15 @@ func Backup(ctx context.Context, cfg Config, file string) (h BackupHeader, err e
 	if err != nil {
 		return h, err
 	}
-	h, err = describe(cfg, snapshot, revision)
+	vcenter, err := readVCenter(cfg)
+	if err != nil {
+		return h, fmt.Errorf("backup: the embedded vCenter: %w", err)
+	}
+	h, err = describe(cfg, snapshot, revision, vcenter)
 	if err != nil {
 		return h, fmt.Errorf("backup: %w", err)
 	}
-	return h, writeBackup(cfg, file, h, snapshot)
+	return h, writeBackup(cfg, file, h, snapshot, vcenter)
 }
 
 // saveSnapshot streams etcd's snapshot into f. The bytes end with their own
@@ -91,8 +101,29 @@ func saveSnapshot(ctx context.Context, cfg Config, f *os.File) (revision int64, 
 	return resp.Header.Revision, nil
 }
 
-// describe makes the header: sums of the snapshot and of all files under pki.
-func describe(cfg Config, snapshot *os.File, revision int64) (BackupHeader, error) {
+// readVCenter reads the embedded vCenter's files, by name in a backup; those
+// that are not there are left out. They are read once: the inventory grows while
+// the backup is written.
+func readVCenter(cfg Config) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for _, name := range vcsim.KeptFiles() {
+		content, err := os.ReadFile(filepath.Join(cfg.VCenterDir(), name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return nil, err
+		case len(content) > maxVCenter:
+			return nil, fmt.Errorf("%s has %d bytes, a backup takes %d: copy %s while the cluster is down: %w", name, len(content), maxVCenter, cfg.VCenterDir(), errdefs.ErrFailedPrecondition)
+		}
+		files[vcenterPrefix+name] = content
+	}
+	return files, nil
+}
+
+// describe makes the header: sums of the snapshot, of all files under pki and of
+// the embedded vCenter's.
+func describe(cfg Config, snapshot *os.File, revision int64, vcenter map[string][]byte) (BackupHeader, error) {
 	cluster, err := readCluster(cfg)
 	if err != nil {
 		return BackupHeader{}, err
@@ -127,14 +158,21 @@ func describe(cfg Config, snapshot *os.File, revision int64) (BackupHeader, erro
 		if err != nil {
 			return err
 		}
-		s := sha256.Sum256(content)
-		h.Files = append(h.Files, BackupFile{Name: name, Size: int64(len(content)), SHA256: hex.EncodeToString(s[:])})
+		h.Files = append(h.Files, describeFile(name, content))
 		return nil
 	})
+	for _, name := range slices.Sorted(maps.Keys(vcenter)) {
+		h.Files = append(h.Files, describeFile(name, vcenter[name]))
+	}
 	return h, err
 }
 
-func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (err error) {
+func describeFile(name string, content []byte) BackupFile {
+	sum := sha256.Sum256(content)
+	return BackupFile{Name: name, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
+}
+
+func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File, vcenter map[string][]byte) (err error) {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
@@ -167,7 +205,7 @@ func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (er
 		return err
 	}
 	for _, bf := range h.Files {
-		content, err := openEntry(root, snapshot, bf.Name)
+		content, err := openEntry(root, snapshot, vcenter, bf.Name)
 		if err != nil {
 			return err
 		}
@@ -192,7 +230,10 @@ func writeBackup(cfg Config, file string, h BackupHeader, snapshot *os.File) (er
 	return durable.SyncDir(filepath.Dir(file))
 }
 
-func openEntry(root *os.Root, snapshot *os.File, name string) (io.ReadCloser, error) {
+func openEntry(root *os.Root, snapshot *os.File, vcenter map[string][]byte, name string) (io.ReadCloser, error) {
+	if content, ok := vcenter[name]; ok {
+		return io.NopCloser(bytes.NewReader(content)), nil
+	}
 	if name != snapshotName {
 		return root.Open(name)
 	}
@@ -234,7 +275,8 @@ func readHeader(r *tar.Reader, file string) (h BackupHeader, err error) {
 	return h, checkNames(file, h)
 }
 
-// checkNames: nothing outside of pki is ever written from a backup.
+// checkNames: nothing but files under pki and the embedded vCenter's is ever
+// written from a backup.
 func checkNames(file string, h BackupHeader) error {
 	for i, bf := range h.Files {
 		if i == 0 {
@@ -243,8 +285,7 @@ func checkNames(file string, h BackupHeader) error {
 			}
 			continue
 		}
-		clean := filepath.Clean(bf.Name)
-		if clean != bf.Name || !filepath.IsLocal(clean) || !strings.HasPrefix(clean, "pki/") || bf.Size > maxSmallBytes || bf.Size < 0 {
+		if bf.Size < 0 || bf.Size > maxSize(bf.Name) {
 			return corrupt(file, fmt.Sprintf("it has an entry %q of %d bytes", truncate(bf.Name, 80), bf.Size))
 		}
 		if slices.ContainsFunc(h.Files[:i], func(o BackupFile) bool { return o.Name == bf.Name }) {
@@ -255,6 +296,17 @@ func checkNames(file string, h BackupHeader) error {
 		return corrupt(file, "it has no snapshot")
 	}
 	return nil
+}
+
+// maxSize of a file that a backup may hold; negative if it may not.
+func maxSize(name string) int64 {
+	if of, ok := strings.CutPrefix(name, vcenterPrefix); ok && slices.Contains(vcsim.KeptFiles(), of) {
+		return maxVCenter
+	}
+	if filepath.Clean(name) == name && filepath.IsLocal(name) && strings.HasPrefix(name, "pki/") {
+		return maxSmallBytes
+	}
+	return -1
 }
 
 func corrupt(file, why string) error {

@@ -108,6 +108,7 @@ func TestControlPlane(t *testing.T) {
 	if err := os.RemoveAll(cfg.DataDir); err != nil {
 		t.Fatal(err)
 	}
+	asFormat(t, file, 1) // without an embedded vCenter it is as it always was
 	if _, err := Restore(ctx, cfg, file); err != nil {
 		t.Fatal(err)
 	}

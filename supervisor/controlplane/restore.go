@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	etcdsnapshot "go.etcd.io/etcd/etcdutl/v3/snapshot"
@@ -27,8 +30,9 @@ const revisionBump = 1_000_000_000
 
 // Restore puts a backup into a data directory that has no cluster in it. It
 // checks the whole file before it writes, and takes its own work back on an
-// error. Refused are: a running control plane and a directory with data
-// (ErrFailedPrecondition), a file that is no backup (ErrInvalidArgument) or is
+// error. A backup that was made before backups held the embedded vCenter leaves
+// its files as they are. Refused are: a running control plane and a directory
+// with data (ErrFailedPrecondition), a file that is no backup (ErrInvalidArgument) or is
 // damaged (ErrDataLoss), a backup of a newer version or of other ranges than
 // cfg's (ErrFailedPrecondition).
 func Restore(ctx context.Context, cfg Config, file string) (h BackupHeader, err error) {
@@ -59,7 +63,14 @@ func Restore(ctx context.Context, cfg Config, file string) (h BackupHeader, err 
 	if err := checkCluster("backup "+file, h.Cluster, want); err != nil {
 		return h, err
 	}
+	vcenter := slices.ContainsFunc(h.Files, func(bf BackupFile) bool { return strings.HasPrefix(bf.Name, vcenterPrefix) })
+	if _, err := os.Lstat(cfg.VCenterDir()); vcenter && !errors.Is(err, fs.ErrNotExist) {
+		return h, fmt.Errorf("restore: %s is there already: remove it first (atoll down --purge) or choose another directory: %w", cfg.VCenterDir(), errdefs.ErrFailedPrecondition)
+	}
 	if err := restoreFiles(ctx, cfg, r, file, h); err != nil {
+		if vcenter {
+			err = errors.Join(err, os.RemoveAll(cfg.VCenterDir()))
+		}
 		return h, errors.Join(err, undoRestore(cfg))
 	}
 	return h, nil

@@ -2,13 +2,17 @@ package controlplane
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/session"
@@ -78,6 +82,63 @@ func TestVCenter(t *testing.T) {
 	}
 	if sv, err = supervisors.Get(t.Context(), v1alpha1.SupervisorName, metav1.GetOptions{}); err != nil || sv.GetUID() != uid {
 		t.Errorf("supervisor %v after a restart (%v), was %v", sv.GetUID(), err, uid)
+	}
+	restoreVCenter(t, cfg, s, instance)
+}
+
+// restoreVCenter: a backup of a running cluster brings the embedded vCenter
+// back with its users and what they made.
+func restoreVCenter(t *testing.T, cfg Config, s *server, instance string) {
+	admin, _ := vcenterAdmin(t, cfg)
+	folders, err := find.NewFinder(admin.Client).Folder(t.Context(), "/Atoll/vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := folders.CreateFolder(t.Context(), "kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := SetVCenterUser(t.Context(), cfg, VCenterUser{Name: "ann"}, "Ann-has-1-password"); err != nil {
+		t.Fatal(err)
+	}
+	file := cfg.DataDir + ".backup"
+	t.Cleanup(func() { os.Remove(file) })
+	if _, err := Backup(t.Context(), cfg, file); err != nil {
+		t.Fatal(err)
+	}
+	password := adminPassword(t, cfg)
+	s.stop(t)
+	if err := errors.Join(os.RemoveAll(cfg.DataDir), os.MkdirAll(cfg.VCenterDir(), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(t.Context(), cfg, file); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("restore over the files of a vCenter: %v", err)
+	}
+	if err := os.Remove(cfg.VCenterDir()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(t.Context(), cfg, file); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range vcsim.KeptFiles() {
+		if st, err := os.Stat(filepath.Join(cfg.VCenterDir(), name)); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s after a restore: %v, %v", name, st, err)
+		}
+	}
+	s = startServer(t, cfg)
+	if got := adminPassword(t, cfg); got != password {
+		t.Error("the administrator has another password after a restore")
+	}
+	admin, again := vcenterAdmin(t, cfg)
+	if again != instance {
+		t.Errorf("vCenter is %s after a restore, was %s", again, instance)
+	}
+	if f, err := find.NewFinder(admin.Client).Folder(t.Context(), "/Atoll/vm/kept"); err != nil || f.Reference() != kept.Reference() {
+		t.Errorf("folder after a restore: %v (%v), was %v", f, err, kept)
+	}
+	users, err := VCenterUsers(t.Context(), cfg)
+	if err != nil || !slices.ContainsFunc(users, func(u VCenterUser) bool { return strings.HasPrefix(u.Name, "ann@") }) {
+		t.Errorf("users after a restore: %v, %v", users, err)
 	}
 	s.stop(t)
 }

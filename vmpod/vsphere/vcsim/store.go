@@ -32,6 +32,11 @@ const (
 	compactAfter = 4096
 )
 
+// KeptFiles are the names of the files in Config.Dir that a backup needs. Each
+// may be copied at any time: the server replaces them whole or appends to them,
+// and does without a last line that was cut short.
+func KeptFiles() []string { return []string{journalFile, PasswordFile, usersFile} }
+
 // A line of the journal. A nil value says that the key is gone.
 type line struct {
 	Key   string          `json:"k"`

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,7 +17,7 @@ func newStatus(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what runs",
-		Long:  `Shows processes, components and nodes. Exits with 3 if the cluster is not up.`,
+		Long:  `Shows processes, components, nodes and namespaces with their limits, use and pools. Exits with 3 if the cluster is not up.`,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := g.layout()
@@ -77,10 +78,35 @@ func statusTable(w io.Writer, st cluster.Status) error {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d running of %d\n", n.Name, ready, n.Address, n.KubeletVersion, n.Runtime, orDash(n.Accelerator), n.RunningPods, n.Pods)
 		}
 	}
+	namespaceTable(t, st.Namespaces)
 	for _, e := range st.Errors {
 		fmt.Fprintf(t, "error\t%s\n", e)
 	}
 	return t.Flush()
+}
+
+func namespaceTable(w io.Writer, all []cluster.Namespace) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nNAMESPACE\tSYNCED\tCPU\tMEMORY\tPOOLS")
+	for _, n := range all {
+		synced := "yes"
+		if !n.Synced {
+			synced = "no (" + n.Reason + ")"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", n.Name, synced, shareText(n.CPU), shareText(n.Memory), orDash(strings.Join(n.Pools, ",")))
+	}
+}
+
+func shareText(s cluster.Share) string {
+	switch {
+	case s.Limit == nil:
+		return "-"
+	case s.Used == nil:
+		return "? of " + s.Limit.String()
+	}
+	return s.Used.String() + " of " + s.Limit.String()
 }
 
 func orDash(s string) string {

@@ -25,6 +25,8 @@ type Status struct {
 	Processes  []Process   `json:"processes"`
 	Components []Component `json:"components"`
 	Nodes      []Node      `json:"nodes"`
+	// Namespaces are the SupervisorNamespaces, by name.
+	Namespaces []Namespace `json:"namespaces"`
 	// Errors are what could not be found out.
 	Errors []string `json:"errors,omitempty"`
 }
@@ -80,7 +82,7 @@ func GetStatus(ctx context.Context, l Layout) (Status, error) {
 	st := Status{
 		DataDir: l.DataDir(), ID: l.ID(), Isolated: s.Isolated, Server: cfg.Server(),
 		Kubeconfig: l.Kubeconfig(), Version: version.Version,
-		Nodes: []Node{}, Components: []Component{},
+		Nodes: []Node{}, Components: []Component{}, Namespaces: []Namespace{},
 	}
 	if s.Isolated {
 		st.Namespace = l.NetnsName()
@@ -99,6 +101,9 @@ func GetStatus(ctx context.Context, l Layout) (Status, error) {
 	defer cancel()
 	st.Components = controlplane.Health(ctx, cfg)
 	if st.Nodes, err = nodes(ctx, l, s); err != nil {
+		st.Errors = append(st.Errors, err.Error())
+	}
+	if st.Namespaces, err = namespaces(ctx, l, s); err != nil {
 		st.Errors = append(st.Errors, err.Error())
 	}
 	return st, nil
