@@ -270,8 +270,11 @@ func (m *fakeMachine) Plug(ctx context.Context, d vmpod.Device) error {
 
 func (m *fakeMachine) Unplug(context.Context, string) error { return nil }
 
+func (m *fakeMachine) CPUTime(context.Context) (uint64, error) { return 5e9, nil }
+
+// Usage is what statistics must not ask for.
 func (m *fakeMachine) Usage(context.Context) (vmpod.Usage, error) {
-	return vmpod.Usage{Time: time.Now(), CPU: 5e9, Resident: 1 << 20}, nil
+	return vmpod.Usage{}, errdefs.ErrNotImplemented
 }
 
 // network

@@ -81,7 +81,7 @@ type reading struct {
 	pod   *pod
 	at    time.Time
 	guest *agentapi.StatsResponse
-	vmm   *vmpod.Usage
+	cpu   *uint64 // CPU time of the VM, in ns, where the hypervisor tells
 }
 
 // readings asks all ready sandboxes that keep says yes to, side by side. A
@@ -176,8 +176,8 @@ func readNow(ctx context.Context, p *pod, sb *sandbox) (_ *reading, err error) {
 	}
 	r.at = time.Now()
 	if m, ok := p.machine.(vmpod.Meter); ok {
-		if u, err := m.Usage(ctx); err == nil {
-			r.vmm = &u
+		if cpu, err := m.CPUTime(ctx); err == nil {
+			r.cpu = &cpu
 		}
 	}
 	return r, nil
@@ -369,8 +369,8 @@ func (s *Server) sandboxStats(rd *reading) *runtimeapi.PodSandboxStats {
 		Process: &runtimeapi.ProcessUsage{Timestamp: rd.at.UnixNano()},
 	}
 	cpu := rd.guest.GetGuest().GetCpuUsageNs()
-	if rd.vmm != nil {
-		cpu = rd.vmm.CPU
+	if rd.cpu != nil {
+		cpu = *rd.cpu
 	}
 	linux.Cpu = s.cpuUsage(sb.ID, rd.at, cpu)
 	var pids, used uint64

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -421,31 +420,42 @@ func (m *Machine) Remove(ctx context.Context) error {
 	return nil
 }
 
-// Usage implements vmpod.Meter.
-func (m *Machine) Usage(context.Context) (vmpod.Usage, error) {
-	u := vmpod.Usage{Time: time.Now()}
+// CPUTime implements vmpod.Meter.
+func (m *Machine) CPUTime(context.Context) (uint64, error) {
 	m.mu.Lock()
 	groups := m.proc.Cgroups
 	m.mu.Unlock()
-	cpu, ok := cgroupCPU(groups)
-	select {
-	case <-m.gone:
-		if !ok {
-			return u, fmt.Errorf("pod VM %s is off: %w", m.id, errdefs.ErrUnavailable)
-		}
-		u.CPU = cpu
-		return u, nil
-	default:
+	if cpu, ok := cgroupCPU(groups); ok {
+		return cpu, nil
 	}
+	if m.off() {
+		return 0, fmt.Errorf("pod VM %s is off: %w", m.id, errdefs.ErrUnavailable)
+	}
+	_, cpu, err := procStat(m.proc.PID)
+	if err != nil {
+		return 0, fmt.Errorf("pod VM %s: CPU time: %w", m.id, err)
+	}
+	return cpu, nil
+}
+
+// Usage implements vmpod.Meter.
+func (m *Machine) Usage(ctx context.Context) (vmpod.Usage, error) {
+	u := vmpod.Usage{Time: time.Now()}
 	var err error
-	if !ok {
-		_, cpu, err = procStat(m.proc.PID)
+	if u.CPU, err = m.CPUTime(ctx); err != nil || m.off() {
+		return u, err
 	}
-	u.CPU = cpu
-	rss, pss, merr := residentMemory(m.proc.PID)
-	u.Resident, u.Proportional = rss, pss
-	if err := errors.Join(err, merr); err != nil {
+	if u.Resident, u.Proportional, err = residentMemory(m.proc.PID); err != nil {
 		return u, fmt.Errorf("pod VM %s: usage: %w", m.id, err)
 	}
 	return u, nil
+}
+
+func (m *Machine) off() bool {
+	select {
+	case <-m.gone:
+		return true
+	default:
+		return false
+	}
 }

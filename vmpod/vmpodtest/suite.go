@@ -216,6 +216,9 @@ func testLife(t *testing.T, h *Harness) {
 		if err != nil || u.CPU == 0 || u.Resident == 0 || u.Proportional == 0 || u.Time.IsZero() {
 			t.Errorf("Usage: %+v, %v", u, err)
 		}
+		if cpu, err := meter.CPUTime(ctx); err != nil || cpu < u.CPU {
+			t.Errorf("CPUTime: %d after %d, %v", cpu, u.CPU, err)
+		}
 	}
 
 	// The driver's process is replaced; the machine does not notice.
