@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -39,6 +40,7 @@ type fakeGuest struct {
 	exits      []*agentapi.ExitRecord
 	nextExit   uint64
 	online     []*agentapi.OnlineRequest
+	statsAsked atomic.Int64
 }
 
 type fakeContainer struct {
@@ -222,6 +224,7 @@ func (g *fakeGuest) UpdateContainer(_ context.Context, r *agentapi.UpdateContain
 }
 
 func (g *fakeGuest) Stats(context.Context, *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
+	g.statsAsked.Add(1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := &agentapi.StatsResponse{MemoryTotal: 512 * mib, Guest: &agentapi.ContainerStats{MemoryCurrent: 150, MemoryWorkingSet: 100}, Networks: []*agentapi.NetworkStats{{Name: "eth0", RxBytes: 9}}}

@@ -35,6 +35,8 @@ type fakeHost struct {
 	launches    int
 	began       time.Time
 	starved     atomic.Bool                  // its machines get no CPU
+	ran         atomic.Uint64                // CPU time of its machines, in ns, beyond the first 5 s
+	touched     atomic.Uint64                // memory of its machines
 	status      atomic.Pointer[vmpod.Status] // of its machines; nil: they run
 }
 
@@ -270,7 +272,9 @@ func (m *fakeMachine) Plug(ctx context.Context, d vmpod.Device) error {
 
 func (m *fakeMachine) Unplug(context.Context, string) error { return nil }
 
-func (m *fakeMachine) CPUTime(context.Context) (uint64, error) { return 5e9, nil }
+func (m *fakeMachine) Counters(context.Context) (vmpod.Usage, error) {
+	return vmpod.Usage{Time: time.Now(), CPU: 5e9 + m.host.ran.Load(), Resident: m.host.touched.Load()}, nil
+}
 
 // Usage is what statistics must not ask for.
 func (m *fakeMachine) Usage(context.Context) (vmpod.Usage, error) {

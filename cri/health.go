@@ -33,7 +33,7 @@ type pace struct {
 
 var defaultPace = pace{
 	look: 4 * time.Second, again: time.Second, answer: 2 * time.Second,
-	quiet: 4 * time.Second, clock: time.Minute, silent: 7 * time.Second, hung: 14 * time.Second,
+	quiet: 10 * time.Second, clock: time.Minute, silent: 7 * time.Second, hung: 14 * time.Second,
 }
 
 // A glance is what one look at a VM has shown.
@@ -130,6 +130,9 @@ func (p *pod) watchHealth() {
 			p.wg.Go(func() { p.askAgent(asked) })
 		}
 		interval = limits.look
+		if left := limits.quiet - now.Sub(p.link.answered()); left > 0 {
+			interval = min(interval, left) // not a whole look later
+		}
 		if asked != nil || g.status.State == vmpod.StateUnknown {
 			interval = limits.again
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -43,6 +44,9 @@ type link struct {
 	held    error         // why calls wait, nil if they do not
 	heard   time.Time     // the last answer in sessions before this one
 	changed chan struct{} // closed when client or held changes
+
+	// acts counts the calls that may have changed something in the guest.
+	acts atomic.Uint64
 }
 
 // newLink starts to attach; it returns at once.
@@ -209,6 +213,9 @@ func call[Req, Resp any](ctx context.Context, l *link, method func(agentapi.Agen
 		c, err := l.session(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if _, asks := any(req).(*agentapi.StatsRequest); !asks {
+			l.acts.Add(1)
 		}
 		sctx, ended := agentSpan(ctx, req)
 		done := inGuest(sctx)

@@ -9,19 +9,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
-)
-
-const (
-	// statsTimeout bounds one guest's answer; a guest that is slower is left
-	// out of this round.
-	statsTimeout = 4 * time.Second
-	// statsParallel is how many guests are asked at once.
-	statsParallel = 16
 )
 
 // cpuSamples remembers the last reading of each CPU counter, to make rates of
@@ -67,132 +58,6 @@ func (s *cpuSamples) forget(key string) {
 	delete(s.last, key)
 }
 
-// stats asks the guest for everything it counts.
-func (p *pod) stats(ctx context.Context) (*agentapi.StatsResponse, error) {
-	if why := p.link.holding(); why != nil {
-		return nil, fmt.Errorf("%w: %w", why, errdefs.ErrUnavailable)
-	}
-	return call(ctx, p.link, agentapi.AgentService.Stats, &agentapi.StatsRequest{})
-}
-
-// A reading is what one pod's guest and VMM say at one time.
-type reading struct {
-	sb    *sandbox
-	pod   *pod
-	at    time.Time
-	guest *agentapi.StatsResponse
-	cpu   *uint64 // CPU time of the VM, in ns, where the hypervisor tells
-}
-
-// readings asks all ready sandboxes that keep says yes to, side by side. A
-// guest that does not answer is left out.
-func (s *Server) readings(ctx context.Context, keep func(*sandbox) bool) []*reading {
-	var mu sync.Mutex
-	var out []*reading
-	g := errgroup.Group{}
-	g.SetLimit(statsParallel)
-	for _, sb := range s.store.allSandboxes() {
-		if sb.State != runtimeapi.PodSandboxState_SANDBOX_READY || !keep(sb) {
-			continue
-		}
-		g.Go(func() error {
-			r, err := s.read(ctx, sb)
-			if err != nil {
-				s.log.Debug("no stats from a guest this time", "pod_uid", sb.VM.PodUID, "err", err)
-				return nil
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			out = append(out, r)
-			return nil
-		})
-	}
-	_ = g.Wait()
-	return out
-}
-
-// statsFresh is how long a reading serves whoever asks next. A kubelet's
-// summary, its cAdvisor metrics and its eviction ask for the same numbers side
-// by side, and each answer costs a guest CPU that its pod pays for.
-const statsFresh = minInterval
-
-// A lastReading is a pod's latest reading; one caller at a time makes a new one,
-// and those who came meanwhile share it.
-type lastReading struct {
-	turn chan struct{} // of one
-	last *reading      // whose turn it is may look
-}
-
-func newLastReading() *lastReading { return &lastReading{turn: make(chan struct{}, 1)} }
-
-// take waits for the caller's turn. It returns a reading that is good enough,
-// or nil and the duty to call give.
-func (l *lastReading) take(ctx context.Context) (*reading, error) {
-	select {
-	case l.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another reading of the guest is under way: %w", ctx.Err())
-	}
-	if l.last != nil && time.Since(l.last.at) < statsFresh {
-		r := *l.last
-		<-l.turn
-		return &r, nil
-	}
-	return nil, nil
-}
-
-// give ends the caller's turn; r is nil if it got nothing.
-func (l *lastReading) give(r *reading) {
-	if r != nil {
-		l.last = r
-	}
-	<-l.turn
-}
-
-func (s *Server) read(ctx context.Context, sb *sandbox) (*reading, error) {
-	p, _, err := s.podOf(sb.ID)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
-	r, err := p.latest.take(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if r != nil {
-		r.sb = sb
-		return r, nil
-	}
-	r, err = readNow(ctx, p, sb)
-	p.latest.give(r)
-	return r, err
-}
-
-func readNow(ctx context.Context, p *pod, sb *sandbox) (_ *reading, err error) {
-	r := &reading{sb: sb, pod: p}
-	if r.guest, err = p.stats(ctx); err != nil {
-		return nil, err
-	}
-	r.at = time.Now()
-	if m, ok := p.machine.(vmpod.Meter); ok {
-		if cpu, err := m.CPUTime(ctx); err == nil {
-			r.cpu = &cpu
-		}
-	}
-	return r, nil
-}
-
-// container finds one container's numbers in a reading.
-func (r *reading) container(id string) *agentapi.ContainerStats {
-	for _, c := range r.guest.GetContainers() {
-		if c.Id == id {
-			return c
-		}
-	}
-	return nil
-}
-
 // ContainerStats reports one container that runs.
 func (r *runtimeService) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, p, err := r.runningContainer(req.GetContainerId())
@@ -203,7 +68,7 @@ func (r *runtimeService) ContainerStats(ctx context.Context, req *runtimeapi.Con
 	if !ok {
 		return nil, fmt.Errorf("sandbox %s: %w", p.id, errdefs.ErrNotFound)
 	}
-	rd, err := r.read(ctx, sb)
+	rd, err := r.read(ctx, sb, askGuest)
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +191,7 @@ func (r *runtimeService) PodSandboxStats(ctx context.Context, req *runtimeapi.Po
 	if err != nil {
 		return nil, err
 	}
-	rd, err := r.read(ctx, sb)
+	rd, err := r.read(ctx, sb, askGuest)
 	if err != nil {
 		return nil, err
 	}

@@ -166,7 +166,7 @@ func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (stora
 		if i < 0 {
 			continue
 		}
-		rd, err := s.read(ctx, sb)
+		rd, err := s.read(ctx, sb, letSleep)
 		if err != nil {
 			return storage.Usage{}, err
 		}

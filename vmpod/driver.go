@@ -71,11 +71,11 @@ type Checker interface {
 
 // A Meter is a Machine whose use of the host can be read.
 type Meter interface {
-	// CPUTime is the CPU time used so far, in nanoseconds. It costs the host next
+	// Counters is what the host has at hand, all but Proportional. It costs next
 	// to nothing: statistics ask for it many times a minute.
-	CPUTime(ctx context.Context) (uint64, error)
-	// Usage also counts memory, for which the kernel walks all pages of the VMM,
-	// which waits meanwhile where it wants new ones.
+	Counters(ctx context.Context) (Usage, error)
+	// Usage is all of it. The kernel walks all pages of the VMM for it, which
+	// waits meanwhile where it wants new ones.
 	Usage(ctx context.Context) (Usage, error)
 }
 

@@ -50,6 +50,21 @@ func examine(ctx context.Context, path string) (binaryFacts, error) {
 	return f, ctx.Err()
 }
 
+// residentCount returns the RSS of a process in bytes as the kernel has counted
+// it, which may be off by some pages for each thread.
+func residentCount(pid int) (uint64, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0, fmt.Errorf("statm of process %d: %q", pid, b)
+	}
+	pages, err := strconv.ParseUint(f[1], 10, 64)
+	return pages * uint64(os.Getpagesize()), err
+}
+
 // residentMemory returns RSS and PSS of a process in bytes.
 func residentMemory(pid int) (rss, pss uint64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")

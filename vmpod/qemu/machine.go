@@ -420,29 +420,36 @@ func (m *Machine) Remove(ctx context.Context) error {
 	return nil
 }
 
-// CPUTime implements vmpod.Meter.
-func (m *Machine) CPUTime(context.Context) (uint64, error) {
+// Counters implements vmpod.Meter.
+func (m *Machine) Counters(context.Context) (vmpod.Usage, error) {
+	u := vmpod.Usage{Time: time.Now()}
 	m.mu.Lock()
 	groups := m.proc.Cgroups
 	m.mu.Unlock()
-	if cpu, ok := cgroupCPU(groups); ok {
-		return cpu, nil
+	var ok bool
+	if u.CPU, ok = cgroupCPU(groups); m.off() {
+		if !ok {
+			return u, fmt.Errorf("pod VM %s is off: %w", m.id, errdefs.ErrUnavailable)
+		}
+		return u, nil
 	}
-	if m.off() {
-		return 0, fmt.Errorf("pod VM %s is off: %w", m.id, errdefs.ErrUnavailable)
+	if !ok {
+		var err error
+		if _, u.CPU, err = procStat(m.proc.PID); err != nil {
+			return u, fmt.Errorf("pod VM %s: CPU time: %w", m.id, err)
+		}
 	}
-	_, cpu, err := procStat(m.proc.PID)
-	if err != nil {
-		return 0, fmt.Errorf("pod VM %s: CPU time: %w", m.id, err)
+	var err error
+	if u.Resident, err = residentCount(m.proc.PID); err != nil {
+		return u, fmt.Errorf("pod VM %s: resident memory: %w", m.id, err)
 	}
-	return cpu, nil
+	return u, nil
 }
 
 // Usage implements vmpod.Meter.
 func (m *Machine) Usage(ctx context.Context) (vmpod.Usage, error) {
-	u := vmpod.Usage{Time: time.Now()}
-	var err error
-	if u.CPU, err = m.CPUTime(ctx); err != nil || m.off() {
+	u, err := m.Counters(ctx)
+	if err != nil || m.off() {
 		return u, err
 	}
 	if u.Resident, u.Proportional, err = residentMemory(m.proc.PID); err != nil {

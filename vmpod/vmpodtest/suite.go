@@ -216,8 +216,8 @@ func testLife(t *testing.T, h *Harness) {
 		if err != nil || u.CPU == 0 || u.Resident == 0 || u.Proportional == 0 || u.Time.IsZero() {
 			t.Errorf("Usage: %+v, %v", u, err)
 		}
-		if cpu, err := meter.CPUTime(ctx); err != nil || cpu < u.CPU {
-			t.Errorf("CPUTime: %d after %d, %v", cpu, u.CPU, err)
+		if c, err := meter.Counters(ctx); err != nil || c.CPU < u.CPU || c.Resident < u.Proportional/2 || c.Time.Before(u.Time) {
+			t.Errorf("Counters: %+v after %+v, %v", c, u, err)
 		}
 	}
 
