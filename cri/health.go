@@ -36,6 +36,15 @@ var defaultPace = pace{
 	quiet: 10 * time.Second, clock: time.Minute, silent: 7 * time.Second, hung: 14 * time.Second,
 }
 
+// until is the time to the next look at a VM that is well, whose agent has
+// answered last at the given time: it is asked in time, not a whole look later.
+func (l pace) until(answered time.Time) time.Duration {
+	if left := l.quiet - time.Since(answered); left > 0 {
+		return min(l.look, left)
+	}
+	return l.look
+}
+
 // A glance is what one look at a VM has shown.
 type glance struct {
 	status vmpod.Status
@@ -94,6 +103,11 @@ func (p *pod) watchHealth() {
 	for {
 		select {
 		case <-time.After(interval):
+		case <-asked:
+			if asked = nil; fault.Reason == "" { // well: no look for that alone
+				interval = limits.until(p.link.answered())
+				continue
+			}
 		case <-p.dead:
 			return
 		case <-p.ctx.Done():
@@ -129,10 +143,7 @@ func (p *pod) watchHealth() {
 			ran, _ = p.progress()
 			p.wg.Go(func() { p.askAgent(asked) })
 		}
-		interval = limits.look
-		if left := limits.quiet - now.Sub(p.link.answered()); left > 0 {
-			interval = min(interval, left) // not a whole look later
-		}
+		interval = limits.until(p.link.answered())
 		if asked != nil || g.status.State == vmpod.StateUnknown {
 			interval = limits.again
 		}

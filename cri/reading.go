@@ -31,12 +31,13 @@ const (
 // metrics, that was most of what an idle pod cost (docs/spec.md, idle_cpu). So
 // its last reading serves lists for idleFresh, as long as this host has had
 // nothing done in the guest and sees that the VM has hardly run since: for at
-// most 1/idleShare of the time, and with at most idleGrowth bytes that it had not
-// touched before. CPU figures of containers are too small by that share of a
-// core at most.
+// most 1/idleShare of the time and idleTail, which is what a guest does behind its
+// answer, and with at most idleGrowth bytes that it had not touched before. CPU
+// figures of containers are too small by that at most.
 const (
 	idleFresh  = 30 * time.Second
 	idleShare  = 200 // 0.5 % of a core
+	idleTail   = 10 * time.Millisecond
 	idleGrowth = 4 << 20
 )
 
@@ -178,7 +179,7 @@ func (l *lastReading) give(r *reading, then *meterReading) {
 // idleSince says whether a VM has hardly run between two readings of its meter.
 func idleSince(then, now meterReading) bool {
 	ran, took := time.Duration(now.CPU-then.CPU), now.Time.Sub(then.Time)
-	return now.acts == then.acts && now.CPU >= then.CPU && ran <= took/idleShare && now.Resident <= then.Resident+idleGrowth
+	return now.acts == then.acts && now.CPU >= then.CPU && ran <= took/idleShare+idleTail && now.Resident <= then.Resident+idleGrowth
 }
 
 // A freshness says what may be told of a guest that does nothing.

@@ -68,7 +68,7 @@ func TestIdleGuestIsLetSleep(t *testing.T) {
 	}{
 		{"nothing happened", func(*fakeHost, *pod) {}, list, 1},
 		{"hardly ran", func(h *fakeHost, _ *pod) { h.ran.Add(45e6) }, list, 1},
-		{"ran", func(h *fakeHost, _ *pod) { h.ran.Add(60e6) }, list, 2},
+		{"ran", func(h *fakeHost, _ *pod) { h.ran.Add(70e6) }, list, 2},
 		{"grew", func(h *fakeHost, _ *pod) { h.touched.Add(5 << 20) }, list, 2},
 		{"counts from zero", func(h *fakeHost, _ *pod) { h.ran.Store(1<<64 - 5e9) }, list, 2},
 		{"was told to do something", func(_ *fakeHost, p *pod) { p.link.acts.Add(1) }, list, 2},

@@ -97,6 +97,50 @@ func TestDisksAndNIC(t *testing.T) {
 	}
 }
 
+// A QEMU that has said that the guest runs is believed while it waits for
+// something to do; a pause on its monitor is seen all the same.
+func TestPausedGuest(t *testing.T) {
+	_, m := launchHere(t, nil, smallSpec("paused-1a2b"))
+	vmpodtest.Dial(t, m).Ask("cpus")
+	status := func(want vmpod.State, reason string) {
+		t.Helper()
+		if st, err := m.Status(t.Context()); err != nil || st.State != want || st.Reason != reason {
+			t.Errorf("status %+v, %v, want %v %q", st, err, want, reason)
+		}
+	}
+	believed := func() {
+		t.Helper()
+		status(vmpod.StateRunning, "")
+		for end := time.Now().Add(time.Minute); !m.evidentlyRuns(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("QEMU's main loop is never seen waiting, or its word does not count")
+			}
+		}
+		status(vmpod.StateRunning, "")
+	}
+	believed()
+	q, err := m.monitor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.run(t.Context(), "stop", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		status(vmpod.StateUnknown, vmpod.ReasonVMPaused)
+	}
+	if err := q.run(t.Context(), "cont", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	believed()
+	m.mu.Lock()
+	m.vouched = m.vouched.Add(-vouchFor)
+	m.mu.Unlock()
+	if m.evidentlyRuns() {
+		t.Error("QEMU's word is good for ever")
+	}
+}
+
 // vmdkDisk is an image of two extents, the second of which holds the content.
 func vmdkDisk(t *testing.T) vmpod.Disk {
 	t.Helper()

@@ -133,6 +133,7 @@ func (m *Machine) setMonitor(q *qmpConn) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.qmp = q
+	m.doubtLocked()
 	if q != nil {
 		m.seen.watched = true
 		close(m.connected)
@@ -140,6 +141,9 @@ func (m *Machine) setMonitor(q *qmpConn) {
 		m.connected = make(chan struct{})
 	}
 }
+
+// doubtLocked has the next look ask QEMU whether the guest runs.
+func (m *Machine) doubtLocked() { m.vouched, m.stops = time.Time{}, m.stops+1 }
 
 // resume takes up a QEMU that ran while nobody watched: what ended is
 // finished, what was launched but not started is started.
@@ -227,6 +231,9 @@ func (m *Machine) onEvent(ev qmpEvent) {
 		m.note(func(e *evidence) { e.panicked, e.at = true, ev.Time })
 		m.background.Go(m.guestEnded)
 	case "STOP":
+		m.mu.Lock()
+		m.doubtLocked()
+		m.mu.Unlock()
 		m.background.Go(m.stopped)
 	case "BLOCK_IO_ERROR":
 		m.onDiskError(ev)

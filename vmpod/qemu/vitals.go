@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/vmpod"
 )
@@ -36,6 +37,15 @@ func describeSilence(pid int, asked error) (reason, message string) {
 func stopped(pid int) bool {
 	state := threadState("/proc/" + strconv.Itoa(pid) + "/stat")
 	return state == 'T' || state == 't'
+}
+
+// polls says that the process's first thread waits in ppoll(2), as QEMU's main
+// loop does while there is nothing to do. It is false where the kernel does not
+// tell (proc(5), /proc/pid/syscall).
+func polls(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/syscall")
+	call, _, _ := strings.Cut(string(b), " ")
+	return err == nil && call == strconv.Itoa(unix.SYS_PPOLL)
 }
 
 // threadState is field 3 of a stat file (see proc(5)), 0 if it cannot be read.
