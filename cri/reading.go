@@ -35,7 +35,7 @@ const (
 // answer, and with at most idleGrowth bytes that it had not touched before. CPU
 // figures of containers are too small by that at most.
 const (
-	idleFresh  = 30 * time.Second
+	idleFresh  = time.Minute
 	idleShare  = 200 // 0.5 % of a core
 	idleTail   = 10 * time.Millisecond
 	idleGrowth = 4 << 20

@@ -45,6 +45,7 @@ func run() error {
 	slog.SetDefault(kernelLogger())
 	slog.Info("podinit started")
 	quietKernel()
+	relaxMonitor()
 	// The heap is small and short-lived; memory belongs to the containers.
 	debug.SetGCPercent(50)
 	channel, rest := modulesIn("/modules")

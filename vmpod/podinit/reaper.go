@@ -97,7 +97,9 @@ func (r *reaper) await(pid int, mark uint64) <-chan unix.WaitStatus {
 // spawn starts a program and returns its pid and the channel of its status.
 func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (int, <-chan unix.WaitStatus, error) {
 	mark := r.mark()
-	pid, err := syscall.ForkExec(path, argv, attr)
+	var pid int
+	var err error
+	withDefaultSlack(func() { pid, err = syscall.ForkExec(path, argv, attr) })
 	if err != nil {
 		return 0, nil, err
 	}

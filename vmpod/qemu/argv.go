@@ -246,7 +246,7 @@ func (c command) kernelCmdline() string {
 		// for devices that cannot reach it. There are none.
 		"swiotlb=noforce"}
 	if c.accel == AcceleratorTCG {
-		a = append(a, "tsc=reliable", "no_timer_check", "cryptomgr.notests", "random.trust_cpu=on")
+		a = append(a, "tsc=reliable", "no_timer_check", "cryptomgr.notests", "random.trust_cpu=on", "atoll.emulated")
 		if c.tscKHz > 0 {
 			a = append(a, "tsc_early_khz="+strconv.Itoa(c.tscKHz))
 		}
