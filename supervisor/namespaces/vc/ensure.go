@@ -93,6 +93,17 @@ func (c *Client) marked(s State) bool {
 	return true
 }
 
+// claim gives a pool or folder of a namespace's its mark, where it lacks it.
+func (c *Client) claim(ctx context.Context, r Ref, id ref, what string) error {
+	c.cache.mu.Lock()
+	marked := c.cache.bears(id, r)
+	c.cache.mu.Unlock()
+	if marked {
+		return nil
+	}
+	return c.setField(ctx, id, what, AttributeOwner, c.cache.mark(r))
+}
+
 // bears tells whether an object has a namespace's mark. It wants mu held.
 func (c *cache) bears(id ref, r Ref) bool {
 	o := c.objects[id]
