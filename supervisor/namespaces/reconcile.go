@@ -261,7 +261,9 @@ func (r *reconciler) stale(ns *v1alpha1.SupervisorNamespace) bool {
 	return err == nil && v < r.written[ns.Name]
 }
 
+// forget what is kept of a namespace that is gone.
 func (r *reconciler) forget(name string) {
+	r.conn.forget(name)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.failures, name)
