@@ -42,8 +42,9 @@ type reconciler struct {
 	now     func() time.Time
 
 	mu       sync.Mutex
-	failures map[string]int    // in a row
-	written  map[string]uint64 // resource version of our own last write
+	failures map[string]int      // in a row
+	written  map[string]uint64   // resource version of our own last write
+	told     map[string][]string // what somebody changed, and is not mended yet
 }
 
 // A problem is why a namespace is not in step.
@@ -63,6 +64,8 @@ type pass struct {
 	sup      *v1alpha1.Supervisor
 	problems []problem
 	notes    []v1alpha1.Message // what happened, for people
+	found    []string           // of others' changes, as they were told
+	posts    []string           // for the events of the pools
 	retry    bool
 	usable   bool // the namespace is there on both sides
 }
@@ -100,6 +103,8 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	} else {
 		result, err = p.delete(ctx)
 	}
+	p.keepTold(err == nil)
+	p.post(ctx)
 	outcome := "ok"
 	switch {
 	case apierrors.IsConflict(err):
@@ -141,6 +146,9 @@ func (p *pass) sync(ctx context.Context) (reconcile.Result, error) {
 			return reconcile.Result{}, err
 		}
 		return p.finish(ctx)
+	}
+	if err := p.readUsage(ctx); err != nil {
+		return reconcile.Result{}, err
 	}
 	if controllerutil.AddFinalizer(p.ns, v1alpha1.NamespaceFinalizer) {
 		if err := p.update(ctx); err != nil {
@@ -268,6 +276,7 @@ func (r *reconciler) forget(name string) {
 	defer r.mu.Unlock()
 	delete(r.failures, name)
 	delete(r.written, name)
+	delete(r.told, name)
 }
 
 // backoff is when to try again after one more failure in a row.

@@ -248,7 +248,7 @@ func newReconciler(mgr ctrl.Manager, id string, log *slog.Logger) *reconciler {
 	}
 	return &reconciler{
 		client: mgr.GetClient(), live: mgr.GetAPIReader(), conn: conn, events: mgr.GetEventRecorder("atoll-namespaces"),
-		metrics: m, log: log, now: time.Now, failures: map[string]int{}, written: map[string]uint64{},
+		metrics: m, log: log, now: time.Now, failures: map[string]int{}, written: map[string]uint64{}, told: map[string][]string{},
 	}
 }
 
