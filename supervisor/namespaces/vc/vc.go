@@ -41,7 +41,8 @@ import (
 // Custom attributes on pools and folders.
 const (
 	// AttributeOwner says whose the object is: "<supervisor id>/<namespace
-	// uid>/<namespace name>". What lacks it is not ours.
+	// uid>/<namespace name>/<the object's own id>". What lacks it is not ours,
+	// nor is what it was copied onto.
 	AttributeOwner = "atoll.owner"
 	// AttributeDescription is Namespace.Description, for people.
 	AttributeDescription = "atoll.description"
