@@ -51,7 +51,8 @@ type Config struct {
 	VSpherePort uint16
 	// VCenter is the embedded vCenter; nil: there is none.
 	VCenter *VCenter
-	// NamespacesApart leaves the controllers of namespaces to atoll-namespaces, a program of its own.
+	// NamespacesApart leaves the controllers of namespaces to atoll-namespaces, a
+	// program of its own.
 	NamespacesApart bool
 	// TokenLifetime is how long a login is good, 5 min to 24 h.
 	TokenLifetime time.Duration

@@ -28,6 +28,8 @@ type State struct {
 	Created  time.Time `json:"created"`
 	Isolated bool      `json:"isolated"`
 	Node     string    `json:"node"`
+	// NamespacesApart leaves the controllers of namespaces to atoll-namespaces.
+	NamespacesApart bool `json:"namespacesApart,omitempty"`
 }
 
 // Netns is the path of the cluster's network namespace, empty for the host's.

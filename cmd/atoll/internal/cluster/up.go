@@ -28,6 +28,8 @@ const (
 type Options struct {
 	// Isolated is nil to keep what the data directory was made with.
 	Isolated *bool
+	// NamespacesApart is nil to keep what was chosen before.
+	NamespacesApart *bool
 	// Node is the Node's name; empty: as recorded, else the host's name.
 	Node string
 	// Assets are the binaries, guest and images to use.
@@ -100,6 +102,12 @@ func chooseState(l Layout, opt Options) (State, error) {
 			return s, fmt.Errorf("the cluster in %s runs with --isolated=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), s.Isolated, errdefs.ErrFailedPrecondition)
 		}
 		s.Isolated = *opt.Isolated
+	}
+	if opt.NamespacesApart != nil {
+		if s.NamespacesApart != *opt.NamespacesApart && len(Running(l)) > 0 {
+			return s, fmt.Errorf("the cluster in %s runs with --namespaces-apart=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), s.NamespacesApart, errdefs.ErrFailedPrecondition)
+		}
+		s.NamespacesApart = *opt.NamespacesApart
 	}
 	if opt.Node == "" && s.Node == "" {
 		s.Node, err = DefaultNodeName()
