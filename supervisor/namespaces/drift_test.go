@@ -173,6 +173,7 @@ func TestReasons(t *testing.T) {
 	}{
 		{part(vc.FieldAccess, errdefs.ErrInvalidArgument), v1alpha1.ReasonUnknownUser},
 		{part(vc.FieldTag, errdefs.ErrInvalidArgument), v1alpha1.ReasonUnknownTag},
+		{part(vc.FieldAccess, errdefs.ErrFailedPrecondition), v1alpha1.ReasonAccessRefused},
 		{part(vc.FieldMemory, errdefs.ErrFailedPrecondition), v1alpha1.ReasonReservationTooLarge},
 		{part(vc.FieldAccess, errdefs.ErrPermissionDenied), v1alpha1.ReasonPermissionDenied},
 		{errdefs.ErrAlreadyExists, v1alpha1.ReasonPoolNotOurs},

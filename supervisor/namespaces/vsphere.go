@@ -274,6 +274,8 @@ func ensureReason(err error) string {
 		return v1alpha1.ReasonPoolNotOurs
 	case errdefs.IsInvalidArgument(err) && field == vc.FieldAccess:
 		return v1alpha1.ReasonUnknownUser
+	case errdefs.IsFailedPrecondition(err) && field == vc.FieldAccess:
+		return v1alpha1.ReasonAccessRefused
 	case errdefs.IsInvalidArgument(err) && field == vc.FieldTag:
 		return v1alpha1.ReasonUnknownTag
 	case errdefs.IsFailedPrecondition(err) && (field == vc.FieldCPU || field == vc.FieldMemory):

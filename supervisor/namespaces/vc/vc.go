@@ -135,10 +135,10 @@ type State struct {
 	Ref
 	Pools  []PoolState // those that bear the owner mark, in the order of zones
 	Folder *FolderState
-	// Access is what is set on the pools; where they differ from one another or
-	// from the folder, AccessUneven is set.
+	// Access is what is set on the pools and the folder. Where they differ from
+	// one another, AccessUneven has each list once, and Access is the first.
 	Access       []Access
-	AccessUneven bool
+	AccessUneven [][]Access
 }
 
 // A PoolState is one resource pool.
