@@ -2,7 +2,6 @@ package namespaces
 
 import (
 	"context"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -199,43 +198,4 @@ func adoptLimitRange(spec *v1alpha1.SupervisorNamespaceSpec, items []corev1.Limi
 	if *spec.ContainerDefaults == (v1alpha1.ContainerDefaults{}) {
 		spec.ContainerDefaults = nil
 	}
-}
-
-// readUsage is what the quotas count.
-func (p *pass) readUsage(ctx context.Context) error {
-	q, s := &corev1.ResourceQuota{}, &corev1.ResourceQuota{}
-	name := p.ns.Name
-	if err := p.client.Get(ctx, client.ObjectKey{Namespace: name, Name: quotaName(name)}, q); client.IgnoreNotFound(err) != nil {
-		return err
-	}
-	if err := p.client.Get(ctx, client.ObjectKey{Namespace: name, Name: storageQuotaName(name)}, s); client.IgnoreNotFound(err) != nil {
-		return err
-	}
-	p.ns.Status.Usage = usageOf(&p.ns.Spec, q.Status.Used, s.Status.Used)
-	return nil
-}
-
-// usageOf is nil where nothing is counted.
-func usageOf(spec *v1alpha1.SupervisorNamespaceSpec, used, storage corev1.ResourceList) *v1alpha1.Usage {
-	u := &v1alpha1.Usage{}
-	if q, ok := used[corev1.ResourceLimitsCPU]; ok {
-		u.CPU = &q
-	}
-	if q, ok := used[corev1.ResourceLimitsMemory]; ok {
-		u.Memory = &q
-	}
-	if q, ok := used[corev1.ResourcePods]; ok {
-		n := q.Value()
-		u.Pods = &n
-	}
-	policies := slices.Clone(spec.StoragePolicies)
-	for _, policy := range policies {
-		if q, ok := storage[storageKey(policy.Name)]; ok {
-			u.Storage = append(u.Storage, v1alpha1.StorageUsage{Policy: policy.Name, StorageClass: policy.Name, Used: q})
-		}
-	}
-	if u.CPU == nil && u.Memory == nil && u.Pods == nil && u.Storage == nil {
-		return nil
-	}
-	return u
 }

@@ -41,6 +41,8 @@ type reconciler struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	orphanGrace time.Duration
+
 	mu       sync.Mutex
 	failures map[string]int      // in a row
 	written  map[string]uint64   // resource version of our own last write
