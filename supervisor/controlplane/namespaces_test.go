@@ -54,9 +54,12 @@ func TestNamespaces(t *testing.T) {
 	t.Run("change", n.change)
 	t.Run("drift", n.drift)
 	t.Run("quota edited", n.quotas)
+	t.Run("limits", n.limits)
 	t.Run("bad input", n.badInput)
 	t.Run("bad days", n.badDays)
 	t.Run("self-service", n.selfService)
+	t.Run("storage", n.storage)
+	t.Run("made anew", n.anew)
 	t.Run("delete", n.deletion)
 	t.Run("metrics", n.metrics)
 }
