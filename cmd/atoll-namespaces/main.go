@@ -33,16 +33,26 @@ import (
 )
 
 func main() {
-	kubeconfig := flag.String("kubeconfig", "", "`file` with which the API server is reached, as user atoll:namespaces")
-	address := flag.String("metrics-address", "", "loopback `address:port` of /metrics (default: none)")
-	flag.Parse()
+	kubeconfig, address, err := parse(os.Args[1:])
+	if err != nil {
+		os.Exit(2) // which flags has told
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *kubeconfig, *address); err != nil {
+	if err := run(ctx, kubeconfig, address); err != nil {
 		fmt.Fprintln(os.Stderr, "atoll-namespaces:", err)
 		stop()
 		os.Exit(1)
 	}
+}
+
+// parse does without flag.CommandLine, which has flags of libraries.
+func parse(args []string) (kubeconfig, address string, err error) {
+	flags := flag.NewFlagSet("atoll-namespaces", flag.ContinueOnError)
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "`file` with which the API server is reached, as user atoll:namespaces")
+	flags.StringVar(&address, "metrics-address", "", "loopback `address:port` of /metrics (default: none)")
+	err = flags.Parse(args)
+	return kubeconfig, address, err
 }
 
 // run returns nil when ctx ends.

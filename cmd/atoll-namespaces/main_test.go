@@ -23,6 +23,14 @@ func TestListen(t *testing.T) {
 	l.Close()
 }
 
+// What is called like a flag of a library's must not be one.
+func TestFlags(t *testing.T) {
+	kubeconfig, address, err := parse([]string{"--kubeconfig", "k", "--metrics-address", "m"})
+	if kubeconfig != "k" || address != "m" || err != nil {
+		t.Errorf("%q, %q, %v", kubeconfig, address, err)
+	}
+}
+
 func TestNoKubeconfig(t *testing.T) {
 	if err := run(t.Context(), "", ""); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("without a kubeconfig: %v", err)
