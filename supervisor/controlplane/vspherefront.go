@@ -47,22 +47,9 @@ func (s *supervisor) startVSphereFront() error {
 	if err != nil {
 		return err
 	}
-	// The namespaces' controller may read the Supervisor and its Secret.
-	cfg, err := restConfig(c, namespaceKeeper)
+	targets, err := c.frontTargets()
 	if err != nil {
 		return err
-	}
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return err
-	}
-	dyn, err := dynamic.NewForConfig(cfg)
-	if err != nil {
-		return err
-	}
-	targets := &frontTargets{client: client, dynamic: dyn}
-	if c.VCenter != nil {
-		targets.embedded = c.VCenterAddress().String()
 	}
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.VSphereAddress()))
 	if err != nil {
@@ -90,6 +77,27 @@ func (s *supervisor) startVSphereFront() error {
 		return err
 	})
 	return nil
+}
+
+func (c Config) frontTargets() (*frontTargets, error) {
+	// The namespaces' controller may read the Supervisor and its Secret.
+	cfg, err := restConfig(c, namespaceKeeper)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	dyn, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	targets := &frontTargets{client: client, dynamic: dyn}
+	if c.VCenter != nil {
+		targets.embedded = c.VCenterAddress().String()
+	}
+	return targets, nil
 }
 
 // frontTargets knows the Supervisor's vCenter, as it was at most
@@ -145,4 +153,13 @@ func (f *frontTargets) credentials(ctx context.Context, ref v1alpha1.SecretRefer
 		return "", "", fmt.Errorf("credentials of vCenter, Secret %s/%s: %v: %w", ref.Namespace, ref.Name, err, errdefs.ErrUnavailable)
 	}
 	return string(secret.Data[corev1.BasicAuthUsernameKey]), string(secret.Data[corev1.BasicAuthPasswordKey]), nil
+}
+
+// supervisorCredentials are those of the Supervisor's Secret, as it is now.
+func (f *frontTargets) supervisorCredentials(ctx context.Context) (user, password string, err error) {
+	t, err := f.get(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	return t.Credentials(ctx)
 }

@@ -24,6 +24,9 @@ func ControlPlaneConfig(l Layout, s State) controlplane.Config {
 		c.DNSUpstreams, _ = controlplane.HostResolvers("/etc/resolv.conf")
 	}
 	c.NamespacesApart = s.NamespacesApart
+	if s.TokenLifetime != 0 {
+		c.TokenLifetime = s.TokenLifetime
+	}
 	c.VCenter = &controlplane.VCenter{Port: controlplane.DefaultVCenterPort}
 	if s.Node != "" {
 		c.VCenter.Hosts = []vcsim.Host{thisHost(s.Node)}
