@@ -104,7 +104,7 @@ func newNamespacesTest(t *testing.T, cfg Config) *namespacesTest {
 func (n *namespacesTest) startVCenter(t *testing.T, c vcsim.Config) {
 	t.Helper()
 	host := func(name string) []vcsim.Host {
-		return []vcsim.Host{{Name: name, CPUs: 8, MHz: nsMHz, Memory: 32 << 30}}
+		return []vcsim.Host{{Name: name, CPUs: 64, MHz: nsMHz, Memory: 32 << 30}}
 	}
 	c.Dir, c.AdminPassword = n.dir, nsPassword
 	c.Clusters = []vcsim.Cluster{{Name: "east", Hosts: host("east-1")}, {Name: "west", Hosts: host("west-1")}}
