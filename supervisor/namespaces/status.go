@@ -93,6 +93,7 @@ func (p *pass) setSynced(status metav1.ConditionStatus, reason, message string) 
 	meta.SetStatusCondition(&p.ns.Status.Conditions, c)
 	switch {
 	case !changed || reason == v1alpha1.ReasonDrift || reason == v1alpha1.ReasonQuotaEdited: // tell has told
+	case old == nil && status == metav1.ConditionTrue: // made as it should be: no news
 	case status == metav1.ConditionTrue:
 		p.event(corev1.EventTypeNormal, reason, "Reconcile", "%s", message)
 	case reason == v1alpha1.ReasonDeleting || reason == v1alpha1.ReasonDraining:
