@@ -51,6 +51,7 @@ func TestVSphereREST(t *testing.T) {
 	t.Run("govc", v.govc)
 	t.Run("rights", v.rights)
 	t.Run("API server", v.validation)
+	t.Run("self-service", v.selfService)
 }
 
 type vsphereTest struct {
