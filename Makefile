@@ -32,7 +32,7 @@ DOWN_FLAGS ?=
 
 .PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
-	bin/atoll bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl bin/govc
+	bin/atoll bin/atoll-namespaces bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl bin/govc
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -40,10 +40,10 @@ help: ## list the targets
 deps: ## install what is needed from Debian (quick when it is there)
 	@deploy/deps.sh
 
-build: bin/atoll bin/spherelet bin/kubectl bin/kubectl-atoll bin/crictl bin/govc guest images ## build binaries, guest and demo images
+build: bin/atoll bin/atoll-namespaces bin/spherelet bin/kubectl bin/kubectl-atoll bin/crictl bin/govc guest images ## build binaries, guest and demo images
 
 # Go's own build cache decides what is stale.
-bin/atoll bin/spherelet bin/kubectl-atoll:
+bin/atoll bin/atoll-namespaces bin/spherelet bin/kubectl-atoll:
 	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 bin/podinit: # runs as PID 1 of the guest, where there is no libc
 	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/podinit

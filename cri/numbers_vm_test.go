@@ -18,6 +18,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"github.com/openatoll/atoll/vmpod"
 )
 
 // A numberedPod is a pod on the real parts with one container that sleeps.
@@ -116,10 +118,7 @@ func TestNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine, err := p.PodUsage(t.Context(), podUID)
-	if err != nil {
-		t.Fatal(err)
-	}
+	machine := p.podUsage()
 	// The pod's CPU is its QEMU's. A guest that is emulated on a busy host
 	// takes waiting for work, so that its own figures may be larger.
 	if got := pod.Stats.Linux.Cpu.UsageCoreNanoSeconds.GetValue(); got > machine.CPU || got < machine.CPU/2 {
@@ -257,4 +256,18 @@ func TestRemoveImageInUse(t *testing.T) {
 	}
 	p.remove(t, p.sandbox)
 	eventually(t, "the disk is gone", func() bool { return len(disks()) == 0 })
+}
+
+// podUsage is what the pod's machine costs this host, VMM included.
+func (p *numberedPod) podUsage() vmpod.Usage {
+	p.t.Helper()
+	m, ok := p.livePod(p.sandbox).machine.(vmpod.Meter)
+	if !ok {
+		p.t.Fatal("the hypervisor does not tell what a machine costs")
+	}
+	usage, err := m.Usage(p.t.Context())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return usage
 }

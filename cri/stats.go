@@ -272,24 +272,6 @@ func networkUsage(rd *reading) *runtimeapi.NetworkUsage {
 	return n
 }
 
-// PodUsage returns what a pod's machine costs this host, VMM included.
-// ErrNotFound if it has none, ErrNotImplemented where the hypervisor cannot
-// tell.
-func (s *Server) PodUsage(ctx context.Context, podUID string) (vmpod.Usage, error) {
-	for _, sb := range s.store.sandboxesOfPod(podUID) {
-		p := s.livePod(sb.ID)
-		if p == nil {
-			continue
-		}
-		m, ok := p.machine.(vmpod.Meter)
-		if !ok {
-			return vmpod.Usage{}, fmt.Errorf("usage of pod %s: the hypervisor does not tell: %w", podUID, errdefs.ErrNotImplemented)
-		}
-		return m.Usage(ctx)
-	}
-	return vmpod.Usage{}, fmt.Errorf("pod %s has no machine: %w", podUID, errdefs.ErrNotFound)
-}
-
 // sameFilesystem compares two directories' devices; what cannot be read counts
 // as the same.
 func sameFilesystem(a, b string) bool {

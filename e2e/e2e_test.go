@@ -178,7 +178,7 @@ func repoRoot() string {
 func TestScripts(t *testing.T) {
 	p := params(t)
 	p.Dir = "testdata"
-	testscript.Run(t, p)
+	run(t, p)
 }
 
 // TestScriptsAlone runs, one after the other, those that kill it: streams of
@@ -192,7 +192,7 @@ func TestScriptsAlone(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
 			p := params(t)
 			p.Files = []string{f}
-			testscript.Run(t, p)
+			run(t, p)
 		})
 	}
 }

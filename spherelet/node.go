@@ -13,11 +13,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	clientset "k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 // Labels, annotations and condition that a spherelet puts on its Node.
 const (
-	LabelAccelerator          = "atoll.dev/accelerator"  // kvm or tcg
+	LabelAccelerator          = v1alpha1.LabelAccelerator
 	LabelKVM                  = "atoll.dev/kvm"          // usable, unusable or absent
 	LabelGuestKernel          = "atoll.dev/guest-kernel" // stock or tuned
 	AnnotationKVMReason       = "atoll.dev/kvm-reason"

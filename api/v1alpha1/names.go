@@ -83,7 +83,8 @@ const (
 	ReasonNamespaceDeleted      = "NamespaceDeleted"
 	ReasonUnknownZone           = "UnknownZone"
 	ReasonUnknownPolicy         = "UnknownStoragePolicy"
-	ReasonUnknownUser           = "UnknownUser" // a user or group of the access list
+	ReasonUnknownUser           = "UnknownUser"   // a user or group of the access list
+	ReasonAccessRefused         = "AccessRefused" // a group that Atoll's own account is in
 	ReasonUnknownTag            = "UnknownTag"
 	ReasonUnknownClass          = "UnknownVMClass"
 	ReasonLimitBelowUse         = "LimitBelowUse"

@@ -21,3 +21,7 @@ const LabelVMClass = "atoll.dev/vm-class"
 // LabelNodeVMClass and the name of a VM class are a label of Nodes, with any
 // value, to which pods that ask for that class may go.
 const LabelNodeVMClass = "vmclass.atoll.dev/"
+
+// LabelAccelerator is a label of Nodes that run pods as VMs of their own, "kvm"
+// or "tcg": the node's agent sets it.
+const LabelAccelerator = "atoll.dev/accelerator"

@@ -98,7 +98,7 @@ type SupervisorNamespaceStatus struct {
 	//
 	// +optional
 	Folder *FolderStatus `json:"folder,omitempty"`
-	// Usage as the quotas count it.
+	// Usage of pods and volumes, as quotas count it; with or without a quota.
 	//
 	// +optional
 	Usage *Usage `json:"usage,omitempty"`
@@ -179,21 +179,21 @@ type FolderStatus struct {
 	Path string `json:"path,omitempty"`
 }
 
-// Usage of the namespace, as the quotas count it: what pods ask for, not what
-// they burn.
+// Usage of the namespace, as quotas count it: what pods ask for, not what they
+// burn. It is there whether or not a quota is.
 type Usage struct {
-	// CPU and Memory are the limits of all pods together, known where the
-	// namespace has a limit.
+	// CPU and Memory are the limits of all pods that have not ended, together;
+	// what has no limit adds nothing.
 	//
 	// +optional
 	CPU *resource.Quantity `json:"cpu,omitempty"`
 	// +optional
 	Memory *resource.Quantity `json:"memory,omitempty"`
-	// Pods that have not ended; known where their number is limited.
+	// Pods that have not ended.
 	//
 	// +optional
 	Pods *int64 `json:"pods,omitempty"`
-	// Storage that volumes ask for, by storage policy.
+	// Storage that claims ask for, for each storage policy of the namespace.
 	//
 	// +listType=map
 	// +listMapKey=policy

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,7 +14,7 @@ import (
 	"time"
 )
 
-// calls to vCenter by method, from the supervisor's start.
+// calls to vCenter by method, from the controllers' start.
 type calls map[string]float64
 
 var askedLine = regexp.MustCompile(`^atoll_namespaces_vcenter_calls_total\{.*method="([^"]+)".*\} (\S+)$`)
@@ -35,7 +36,7 @@ func readCalls(r io.Reader) (calls, error) {
 		c[m[1]] += n
 	}
 	if len(c) == 0 && s.Err() == nil {
-		return nil, fmt.Errorf("metrics: no atoll_namespaces_vcenter_calls_total: the supervisor has asked nothing of vCenter")
+		return nil, fmt.Errorf("metrics: no atoll_namespaces_vcenter_calls_total: the controllers have asked nothing of vCenter")
 	}
 	return c, s.Err()
 }
@@ -77,12 +78,16 @@ func (c calls) String() string {
 }
 
 func (b *namespaceBench) calls(ctx context.Context) (calls, error) {
-	r, err := b.kube.Discovery().RESTClient().Get().AbsPath("/metrics").Stream(ctx)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+"/metrics", nil)
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	return readCalls(r)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	return readCalls(res.Body)
 }
 
 // quietCalls returns the calls when there were no more for a second.
@@ -115,13 +120,13 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// A state is what the supervisor's process takes while nothing is asked of it.
+// A state is what the controllers' process takes while nothing is asked of it.
 type state struct {
 	rss []float64 // MB
 	cpu float64   // cores
 }
 
-// rest waits until the supervisor has had time to collect garbage, and looks.
+// rest waits until the process has had time to collect garbage, and looks.
 func (b *namespaceBench) rest(ctx context.Context, when string) (s state, err error) {
 	if err := pause(ctx, restPause); err != nil {
 		return s, err
@@ -143,7 +148,7 @@ func (b *namespaceBench) rest(ctx context.Context, when string) (s state, err er
 	}
 	now, err := cpuSeconds(b.pid)
 	s.cpu = (now - used) / time.Since(began).Seconds()
-	say("the supervisor %s: %.0f MB, %.1f %% of a core", when, median(s.rss), 100*s.cpu)
+	say("the controllers %s: %.0f MB, %.1f %% of a core", when, median(s.rss), 100*s.cpu)
 	return s, err
 }
 
@@ -153,7 +158,7 @@ type steadyState struct {
 	cpu float64 // cores
 }
 
-// steady watches the supervisor while nothing changes.
+// steady watches the process while nothing changes.
 func (b *namespaceBench) steady(ctx context.Context) (s steadyState, err error) {
 	say("watching for %s while nothing changes", b.idle)
 	before, err := b.quietCalls(ctx)
@@ -178,22 +183,14 @@ func (b *namespaceBench) steady(ctx context.Context) (s steadyState, err error) 
 	return s, err
 }
 
-// steadyFigures says what namespaces cost that are there. The supervisor's
-// process holds the API server, etcd and the embedded vCenter too, and their
-// part in each namespace is in the figures: what the loop added, which has no
-// controller, is beside.
-func (b *namespaceBench) steadyFigures(all *results, before, looped, after state, steady steadyState, half int) {
+// steadyFigures says what namespaces cost that are there.
+func (b *namespaceBench) steadyFigures(all *results, before, after state, steady steadyState) {
 	r := all.add("ns_idle_calls", "calls/min", []float64{steady.total() / b.idle.Minutes()})
 	r.most(2)
 	r.Beside = fmt.Sprintf("%d namespaces, %s, waits of the watch counted: %s", b.count, b.idle, steady.calls)
-	var added []float64
-	for _, mb := range after.rss {
-		added = append(added, mb-median(looped.rss))
-	}
-	r = all.add("ns_rss", "MB", added)
+	r = all.add("ns_rss", "MB", after.rss)
 	r.most(150)
-	r.Beside = fmt.Sprintf("of the whole supervisor, from %.0f to %.0f MB with %d more namespaces, their objects in API server, etcd and embedded vCenter counted; %d of the loop, without a controller, had added %.0f",
-		median(looped.rss), median(after.rss), b.count, half, median(looped.rss)-median(before.rss))
+	r.Beside = fmt.Sprintf("of atoll-namespaces, which has the controllers alone, with %d namespaces; %.0f before the first", b.count, median(before.rss))
 	r = all.add("ns_idle_cpu", "% of a core", []float64{100 * steady.cpu})
-	r.Beside = fmt.Sprintf("of the whole supervisor; %.1f before the first namespace", 100*before.cpu)
+	r.Beside = fmt.Sprintf("of the same process; %.1f before the first namespace", 100*before.cpu)
 }

@@ -33,9 +33,12 @@ func NewTasks(w *Watch) *Tasks {
 
 // Do starts a task on an object and waits for its end. A task that failed is a
 // *FaultError, for Error. Where ctx ends first, or vCenter has forgotten the
-// task, the error is ErrUnavailable: it may still succeed, and Join(id) may
-// tell. record, if not nil, is called with the task's id before the wait.
-func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, record func(id string), start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
+// task, the error is ErrUnavailable: it may still succeed.
+//
+// No task's id outlives the process. Only what may be started twice is started
+// here: a second removal finds nothing (IsNotFound), a second move or change of
+// a name changes nothing, and vCenter runs the two one after the other.
+func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
 	release, err := t.acquire(ctx, object)
 	if err != nil {
 		return nil, err
@@ -45,14 +48,11 @@ func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, rec
 	if err != nil {
 		return nil, err
 	}
-	if record != nil {
-		record(ref.Value)
-	}
-	return t.Join(ctx, ref.Value)
+	return t.join(ctx, ref.Value)
 }
 
-// Join waits for a task that was started before, by id.
-func (t *Tasks) Join(ctx context.Context, id string) (types.AnyType, error) {
+// join waits for a task that was started before, by id.
+func (t *Tasks) join(ctx context.Context, id string) (types.AnyType, error) {
 	ref := types.ManagedObjectReference{Type: "Task", Value: id}
 	wait := t.watch.task(ctx, ref)
 	select {

@@ -23,6 +23,9 @@ const (
 	waitGrace = 30 * time.Second
 	backOff   = time.Second // before the watch is set up anew, doubled up to
 	maxBack   = time.Minute
+	// gather is how long changes are let gather while they come one upon the
+	// other: each answer costs vCenter and us a call, however little is in it.
+	gather = 50 * time.Millisecond
 	// maxEnded tasks are remembered: one that leaves the view and comes back at
 	// once is no change that vCenter would tell.
 	maxEnded = 256
@@ -134,6 +137,7 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 	login := w.session.Logins()
 
 	var first []Update
+	var pace pacer
 	version := ""
 	for {
 		set, err := w.wait(ctx, pc, version)
@@ -156,6 +160,7 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 		updates := w.split(set)
 		if synced {
 			w.viewer.Apply(updates)
+			pause(ctx, pace.next(time.Now()))
 			continue
 		}
 		first = append(first, updates...)
@@ -164,6 +169,31 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 			first, synced = nil, true
 			w.connected(ctx, views[1], cancel)
 		}
+	}
+}
+
+// A pacer knows when the last answer came.
+type pacer struct{ last time.Time }
+
+// next is how long to pause after the answer that came now: not at all after a
+// lone one.
+func (p *pacer) next(now time.Time) time.Duration {
+	since := now.Sub(p.last)
+	p.last = now
+	if since < 2*gather {
+		return gather
+	}
+	return 0
+}
+
+// pause returns early when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	if d == 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

@@ -128,20 +128,21 @@ func TestWatchAndTasks(t *testing.T) {
 
 	id := createFolder(t, s, "one")
 	f.until(t, "the new folder", func() bool { return f.byRef[id] == "one" })
-	var recorded string
-	if _, err := tasks.Do(t.Context(), id, func(task string) { recorded = task }, rename(s, id, "two")); err != nil {
+	var task string
+	if _, err := tasks.Do(t.Context(), id, func(ctx context.Context) (types.ManagedObjectReference, error) {
+		ref, err := rename(s, id, "two")(ctx)
+		task = ref.Value
+		return ref, err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	f.until(t, "the new name", func() bool { return f.byRef[id] == "two" })
-	if recorded == "" {
-		t.Error("the task's id was not recorded")
-	}
-	if _, err := tasks.Join(t.Context(), recorded); err != nil {
+	if _, err := tasks.join(t.Context(), task); err != nil {
 		t.Errorf("joining a task that has ended well: %v", err)
 	}
 
 	createFolder(t, s, "taken")
-	_, err := tasks.Do(t.Context(), id, nil, rename(s, id, "taken"))
+	_, err := tasks.Do(t.Context(), id, rename(s, id, "taken"))
 	mustBe(t, Error("rename", err), errdefs.ErrAlreadyExists, "taken")
 
 	before := l.count("ModifyListView")
@@ -149,7 +150,7 @@ func TestWatchAndTasks(t *testing.T) {
 	for i := range 40 {
 		other := createFolder(t, s, fmt.Sprint("many-", i))
 		wg.Go(func() {
-			if _, err := tasks.Do(t.Context(), other, nil, rename(s, other, fmt.Sprint("renamed-", i))); err != nil {
+			if _, err := tasks.Do(t.Context(), other, rename(s, other, fmt.Sprint("renamed-", i))); err != nil {
 				t.Error(err)
 			}
 		})
@@ -178,7 +179,7 @@ func TestTaskThatVCenterForgotIsUnknown(t *testing.T) {
 	s := newSession(t, v.config(nil))
 	w, _ := startWatch(t, s)
 	tasks := NewTasks(w)
-	_, err := tasks.Join(t.Context(), "task-404")
+	_, err := tasks.join(t.Context(), "task-404")
 	mustBe(t, err, errdefs.ErrUnavailable, "how it ended is unknown")
 }
 
@@ -194,13 +195,13 @@ func TestOneTaskAnObject(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err = tasks.Do(ctx, id, nil, func(context.Context) (types.ManagedObjectReference, error) {
+	_, err = tasks.Do(ctx, id, func(context.Context) (types.ManagedObjectReference, error) {
 		t.Error("a second task on the object was started")
 		return types.ManagedObjectReference{}, nil
 	})
 	mustBe(t, err, errdefs.ErrUnavailable, "none was started")
 	release()
-	if _, err := tasks.Do(t.Context(), id, nil, rename(s, id, "free")); err != nil {
+	if _, err := tasks.Do(t.Context(), id, rename(s, id, "free")); err != nil {
 		t.Error(err)
 	}
 	for i := range maxTasks {

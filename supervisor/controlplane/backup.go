@@ -241,18 +241,8 @@ func openEntry(root *os.Root, snapshot *os.File, vcenter map[string][]byte, name
 	return io.NopCloser(snapshot), err
 }
 
-// ReadBackupHeader returns the header of a backup, or an ErrInvalidArgument
-// for what is no backup, an ErrFailedPrecondition for one that a newer Atoll
-// wrote.
-func ReadBackupHeader(file string) (BackupHeader, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return BackupHeader{}, fmt.Errorf("restore: %w", err)
-	}
-	defer f.Close()
-	return readHeader(tar.NewReader(f), file)
-}
-
+// readHeader returns the header of a backup, or an ErrInvalidArgument for what
+// is no backup, an ErrFailedPrecondition for one that a newer Atoll wrote.
 func readHeader(r *tar.Reader, file string) (h BackupHeader, err error) {
 	entry, err := r.Next()
 	if err != nil || entry.Name != backupHeader || entry.Size > maxHeaderBytes {

@@ -46,8 +46,14 @@ type Config struct {
 	APIPort, DNSPort, MetricsPort uint16
 	// LoginPort, on Address, is where users of vSphere sign in.
 	LoginPort uint16
+	// VSpherePort, on Address, is where vSphere's REST of namespaces is served in
+	// front of a vCenter that is not embedded; 0: nowhere.
+	VSpherePort uint16
 	// VCenter is the embedded vCenter; nil: there is none.
 	VCenter *VCenter
+	// NamespacesApart leaves the controllers of namespaces to atoll-namespaces, a
+	// program of its own.
+	NamespacesApart bool
 	// TokenLifetime is how long a login is good, 5 min to 24 h.
 	TokenLifetime time.Duration
 	// ServiceCIDR (a /12 to /28), PodCIDR and ClusterDomain are fixed when the
@@ -83,6 +89,7 @@ func Default(dataDir string) Config {
 		DNSPort:           53,
 		MetricsPort:       4443,
 		LoginPort:         loginapi.DefaultPort,
+		VSpherePort:       DefaultVSpherePort,
 		TokenLifetime:     login.DefaultTokenLifetime,
 		ServiceCIDR:       netip.MustParsePrefix("198.18.64.0/18"),
 		PodCIDR:           netip.MustParsePrefix("198.19.0.0/16"),
@@ -189,8 +196,12 @@ func (c Config) Validate() error {
 	case c.BootstrapTokenTTL < time.Hour || c.BootstrapTokenTTL > 30*24*time.Hour:
 		return bad("BootstrapTokenTTL", c.BootstrapTokenTTL, "1 h to 30 d")
 	}
-	if v := c.VCenter; v != nil && (v.Port == 0 || slices.Contains([]uint16{c.APIPort, c.DNSPort, c.MetricsPort, c.LoginPort}, v.Port)) {
-		return bad("VCenter.Port", v.Port, "1 to 65535, and another port than APIPort, DNSPort, MetricsPort and LoginPort")
+	taken := []uint16{c.APIPort, c.DNSPort, c.MetricsPort, c.LoginPort}
+	if c.VSpherePort != 0 && slices.Contains(taken, c.VSpherePort) {
+		return bad("VSpherePort", c.VSpherePort, "another port than APIPort, DNSPort, MetricsPort and LoginPort")
+	}
+	if v := c.VCenter; v != nil && (v.Port == 0 || slices.Contains(append(taken, c.VSpherePort), v.Port)) {
+		return bad("VCenter.Port", v.Port, "1 to 65535, and another port than APIPort, DNSPort, MetricsPort, LoginPort and VSpherePort")
 	}
 	for _, u := range c.DNSUpstreams {
 		if _, err := parseUpstream(u); err != nil {

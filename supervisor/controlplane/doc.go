@@ -45,6 +45,7 @@
 //	Address:4443   metrics-server       (Config.MetricsPort)
 //	Address:6444   logins of users      (Config.LoginPort)
 //	Address:8989   the embedded vCenter (Config.VCenter), if there is one
+//	Address:8990   vSphere's REST of namespaces, for another (Config.VSpherePort)
 //	127.0.0.1:10257 controller manager, 127.0.0.1:10259 scheduler,
 //	127.0.0.1:10354 CoreDNS' readiness, 127.0.0.1:10355 reviews of users' tokens
 package controlplane

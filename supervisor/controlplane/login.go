@@ -82,6 +82,11 @@ func (s *supervisor) startLogin() error {
 	if err != nil {
 		return err
 	}
+	targets, err := c.frontTargets()
+	if err != nil {
+		return err
+	}
+	reader := &supervisorReader{client: dyn}
 	server, err := login.New(login.Options{
 		Listen:        netip.AddrPortFrom(c.Address, c.LoginPort),
 		Review:        netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), tokenReviewPort),
@@ -92,11 +97,12 @@ func (s *supervisor) startLogin() error {
 		RevokedFile:   filepath.Join(c.loginDir(), "revoked"),
 		TokenLifetime: c.TokenLifetime,
 		APIServerPort: c.APIPort,
-		Users:         &login.SSO{VCenter: (&supervisorReader{client: dyn}).vcenter, Log: slog.Default().With("component", "login"), Now: time.Now},
+		Users:         &login.SSO{VCenter: reader.vcenter, Log: slog.Default().With("component", "login"), Now: time.Now},
 		Namespaces: func(ctx context.Context, who login.Identity) ([]string, error) {
 			return login.Namespaces(ctx, client, who)
 		},
-		Log: slog.Default(),
+		Directory: &login.UserDirectory{VCenter: reader.vcenter, Credentials: targets.supervisorCredentials},
+		Log:       slog.Default(),
 	})
 	if err != nil {
 		return err

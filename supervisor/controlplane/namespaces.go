@@ -15,7 +15,7 @@ var keepNamespaces = true
 // startNamespaces keeps namespaces in step with vSphere, from when there is a
 // Supervisor. It is not waited for: a start does not need it.
 func (s *supervisor) startNamespaces() error {
-	if !keepNamespaces {
+	if !keepNamespaces || s.config.NamespacesApart {
 		return nil
 	}
 	cfg, err := restConfig(s.config, namespaceKeeper)
@@ -47,6 +47,9 @@ func (s *supervisor) startNamespaces() error {
 // checkNamespaces is healthy while vCenter does not answer, and says so: that is
 // the Supervisor's condition, not this cluster's.
 func (s *supervisor) checkNamespaces(ctx context.Context) (string, error) {
+	if s.config.NamespacesApart {
+		return "left to atoll-namespaces, a program of its own", nil
+	}
 	controller := s.namespaces.Load()
 	if controller == nil {
 		return "", errors.New("not started yet")

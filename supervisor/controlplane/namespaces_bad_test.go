@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8stypes "k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -238,6 +239,7 @@ func (n *namespacesTest) selfService(t *testing.T) {
 		t.Errorf("bob, whom no template allows: %v", err)
 	}
 	n.plain(t)
+	n.admissionKept(t)
 
 	// Its owner deletes it as a Namespace; an administrator's is refused so.
 	if err := ada.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "adas"}}); err != nil {
@@ -252,6 +254,36 @@ func (n *namespacesTest) selfService(t *testing.T) {
 	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "kubectl delete supervisornamespace both") {
 		t.Errorf("deleting a Namespace that is in vSphere: %v", err)
 	}
+}
+
+// admissionKept: what admission reads, and the right that it narrows, are there
+// again when somebody deleted or changed them.
+func (n *namespacesTest) admissionKept(t *testing.T) {
+	t.Helper()
+	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "atoll-self-service"}}
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "atoll:self-service"}}
+	kept := func(old, oldBinding k8stypes.UID) func() error {
+		return func() error {
+			err := errors.Join(n.admin.Get(t.Context(), client.ObjectKeyFromObject(config), config), n.admin.Get(t.Context(), client.ObjectKeyFromObject(binding), binding))
+			if err == nil && (config.UID == old || binding.UID == oldBinding || config.Data["plain"] != "Allow" || config.Data["template.small"] == "" || len(binding.Subjects) != 1) {
+				err = fmt.Errorf("data %v, subjects %v", config.Data, binding.Subjects)
+			}
+			return err
+		}
+	}
+	eventually(t, "admission's ConfigMap is there", kept("", ""))
+	if err := errors.Join(n.admin.Delete(t.Context(), config), n.admin.Delete(t.Context(), binding)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what was deleted is made again", kept(config.UID, binding.UID))
+	edit(t, n, config, func(c *corev1.ConfigMap) { c.Data["plain"], c.Data["template.small"] = "Refuse", "u:mallory" })
+	eventually(t, "what was changed is changed back", func() error {
+		err := kept("", "")()
+		if err == nil && strings.Contains(config.Data["template.small"], "mallory") {
+			err = errors.New("mallory may make namespaces")
+		}
+		return err
+	})
 }
 
 // plain namespaces of somebody who may make any, as the Supervisor has it.

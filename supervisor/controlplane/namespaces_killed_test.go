@@ -33,7 +33,7 @@ func keeperMain() int {
 	if err == nil {
 		cfg.QPS = -1
 		var c *namespaces.Controller
-		if c, err = namespaces.New(namespaces.Options{Config: cfg, Identity: "keeper", Logger: slog.Default()}); err == nil {
+		if c, err = namespaces.New(namespaces.Options{Config: cfg, Identity: "keeper", Logger: slog.Default(), OrphanGrace: 2 * time.Second}); err == nil {
 			err = c.Run(context.Background())
 		}
 	}
@@ -115,6 +115,9 @@ func TestNamespacesKilled(t *testing.T) {
 		})
 		n.whole(t, "k-0", 5)
 	})
+	t.Run("change of each field", k.changeEach)
+	t.Run("drift of each field", k.driftEach)
+	t.Run("orphans", n.orphans)
 	t.Run("delete", func(t *testing.T) {
 		k.during(t, "Destroy_Task", func() {
 			if err := n.admin.Delete(t.Context(), svns("k-1")); err != nil {
@@ -159,9 +162,15 @@ func (n *namespacesTest) whole(t *testing.T, name string, cores int64) {
 		t.Fatal(err)
 	}
 	// Of names in the making, none is left.
+	names := n.names(t)
 	for _, p := range s.pools {
-		if p.Name != "Namespaces" && !n.names(t)[p.Name] {
+		if p.Name != "Namespaces" && !names[p.Name] {
 			t.Errorf("a pool %q is left over", p.Name)
+		}
+	}
+	for _, f := range s.folders {
+		if f.Name != "vm" && f.Name != "Namespaces" && !names[f.Name] {
+			t.Errorf("a folder %q is left over", f.Name)
 		}
 	}
 }

@@ -54,9 +54,12 @@ func TestNamespaces(t *testing.T) {
 	t.Run("change", n.change)
 	t.Run("drift", n.drift)
 	t.Run("quota edited", n.quotas)
+	t.Run("limits", n.limits)
 	t.Run("bad input", n.badInput)
 	t.Run("bad days", n.badDays)
 	t.Run("self-service", n.selfService)
+	t.Run("storage", n.storage)
+	t.Run("made anew", n.anew)
 	t.Run("delete", n.deletion)
 	t.Run("metrics", n.metrics)
 }
@@ -101,7 +104,7 @@ func newNamespacesTest(t *testing.T, cfg Config) *namespacesTest {
 func (n *namespacesTest) startVCenter(t *testing.T, c vcsim.Config) {
 	t.Helper()
 	host := func(name string) []vcsim.Host {
-		return []vcsim.Host{{Name: name, CPUs: 8, MHz: nsMHz, Memory: 32 << 30}}
+		return []vcsim.Host{{Name: name, CPUs: 64, MHz: nsMHz, Memory: 32 << 30}}
 	}
 	c.Dir, c.AdminPassword = n.dir, nsPassword
 	c.Clusters = []vcsim.Cluster{{Name: "east", Hosts: host("east-1")}, {Name: "west", Hosts: host("west-1")}}

@@ -23,6 +23,12 @@ func (i mirrorInventory) Mirror(ctx context.Context, vm podmirror.VM) (podmirror
 
 func (i mirrorInventory) Mirrored(context.Context) ([]string, error) { return i.Mirrors(), nil }
 
+func (i mirrorInventory) ShowHost(ctx context.Context, h podmirror.Host) error {
+	return i.Server.ShowHost(ctx, vcenterCluster, vcsim.Host{Name: h.Name, CPUs: h.CPUs, Memory: h.Memory, State: vcsim.HostState(h.State)})
+}
+
+func (i mirrorInventory) Hosts(context.Context) ([]string, error) { return i.Server.Hosts(), nil }
+
 // A mirrorPower passes power operations on mirrors to the controller, which
 // comes after the vCenter that is asked for them.
 type mirrorPower struct {

@@ -211,16 +211,21 @@ func (m *mirrorTest) installCRDs(t *testing.T, dyn dynamic.Interface) {
 // pod makes one that runs, as its node would tell of it.
 func (m *mirrorTest) pod(t *testing.T, name, ip string) *corev1.Pod {
 	t.Helper()
+	return m.podOn(t, m.node, "n1", name, ip)
+}
+
+func (m *mirrorTest) podOn(t *testing.T, as *kubernetes.Clientset, node, name, ip string) *corev1.Pod {
+	t.Helper()
 	ctx := t.Context()
 	pod := plainPod("", m.memory)
-	pod.GenerateName, pod.Name, pod.Spec.NodeName = "", name, "n1"
+	pod.GenerateName, pod.Name, pod.Spec.NodeName = "", name, node
 	pod, err := m.admin.CoreV1().Pods("shop").Create(ctx, pod, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q,%q:"{\"cpus\":2,\"memory\":805306368}",%q:"02:00:00:aa:bb:01",%q:"{\"c\":\"atoll.local/busybox\"}"}},"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}]}}`,
 		v1alpha1.PodVMUUIDAnnotation, pod.UID, v1alpha1.PodVMSizeAnnotation, v1alpha1.PodMACAnnotation, v1alpha1.PodImageReferencesAnnotation, ip, ip)
-	if _, err := m.node.CoreV1().Pods("shop").Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := as.CoreV1().Pods("shop").Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
 	return pod

@@ -56,11 +56,13 @@ func TestPodsOfASupervisorNamespace(t *testing.T) {
 		return err
 	}
 	eventually(t, "the Pod names its VM", named)
+	m.joins(t)
 
 	s.kill(t)
 	s = startServer(t, cfg)
 	m.client, _ = vcenterAdmin(t, cfg)
-	m.shows(t, "web")
+	m.shows(t, "late", "web")
+	m.leaves(t)
 	eventually(t, "the Pod names its VM after a kill", named)
 	vm = m.mirror(t, pod)
 	if err := object.NewVirtualMachine(m.client.Client, vm.Self).ShutdownGuest(ctx); err != nil {

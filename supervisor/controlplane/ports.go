@@ -37,6 +37,9 @@ func (c Config) ports() []port {
 		{"tcp", netip.AddrPortFrom(loopback, dnsReadyPort), "DNS readiness", stop + " or run isolated"},
 		{"tcp", netip.AddrPortFrom(loopback, tokenReviewPort), "token reviews", stop + " or run isolated"},
 	}
+	if c.VSpherePort != 0 {
+		ports = append(ports, port{"tcp", c.VSphereAddress(), "vSphere's REST of namespaces", stop + " or choose another vSphere port"})
+	}
 	if c.VCenter != nil {
 		ports = append(ports, port{"tcp", c.VCenterAddress(), "the embedded vCenter", stop + " or choose another vCenter port"})
 	}

@@ -17,9 +17,12 @@ import (
 // it.
 type restVCenter struct{ server *vcsim.Server }
 
-func (v restVCenter) Caller(r *http.Request) (string, bool) {
+func (v restVCenter) Caller(r *http.Request) (string, error) {
 	who, ok := v.server.Caller(r)
-	return who.Name, ok
+	if !ok {
+		return "", fmt.Errorf("no session: %w", errdefs.ErrUnauthenticated)
+	}
+	return who.Name, nil
 }
 
 func (v restVCenter) Allowed(_ context.Context, user, privilege string, entities []rest.Entity) ([]bool, error) {
@@ -37,24 +40,34 @@ func (v restVCenter) Allowed(_ context.Context, user, privilege string, entities
 	return allowed, nil
 }
 
-// serveNamespaces has the embedded vCenter serve vSphere's REST of namespaces.
-// Calls fail until the add-ons have given it its rights.
-func (c Config) serveNamespaces(vcenter *vcsim.Server) error {
+// restOptions are those of vSphere's REST of namespaces but for its VCenter.
+func (c Config) restOptions() (rest.Options, error) {
 	cfg, err := restConfig(c, vsphereREST)
 	if err != nil {
-		return err
+		return rest.Options{}, err
 	}
 	client, err := rest.NewClient(cfg)
 	if err != nil {
-		return err
+		return rest.Options{}, err
 	}
 	ca, err := os.ReadFile(c.ClientCAFile())
 	if err != nil {
+		return rest.Options{}, err
+	}
+	return rest.Options{Client: client, Cluster: rest.Cluster{
+		Endpoint: strings.TrimPrefix(c.Server(), "https://"), Version: KubernetesVersion, CA: ca, Services: c.ServiceCIDR.String(),
+	}}, nil
+}
+
+// serveNamespaces has the embedded vCenter serve vSphere's REST of namespaces.
+// Calls fail until the add-ons have given it its rights.
+func (c Config) serveNamespaces(vcenter *vcsim.Server) error {
+	o, err := c.restOptions()
+	if err != nil {
 		return err
 	}
-	handler := rest.New(rest.Options{Client: client, VCenter: restVCenter{vcenter}, Cluster: rest.Cluster{
-		Endpoint: strings.TrimPrefix(c.Server(), "https://"), Version: KubernetesVersion, CA: ca, Services: c.ServiceCIDR.String(),
-	}})
+	o.VCenter = restVCenter{vcenter}
+	handler := rest.New(o)
 	for _, pattern := range rest.Patterns() {
 		vcenter.HandleFunc(pattern, handler.ServeHTTP)
 	}

@@ -51,6 +51,7 @@ func TestVSphereREST(t *testing.T) {
 	t.Run("govc", v.govc)
 	t.Run("rights", v.rights)
 	t.Run("API server", v.validation)
+	t.Run("self-service", v.selfService)
 }
 
 type vsphereTest struct {
@@ -287,6 +288,7 @@ func (v *vsphereTest) govmomi(t *testing.T) {
 	}
 }
 
+// govc asks the supervisor, which stands in front of the vCenter.
 func (v *vsphereTest) govc(t *testing.T) {
 	home, m := t.TempDir(), v.manager(t, vsphereAdmin, vspherePassword)
 	run := func(args ...string) (string, error) {
@@ -294,8 +296,8 @@ func (v *vsphereTest) govc(t *testing.T) {
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
 		cmd.Env = []string{
-			roleEnv + "=" + roleGovc, "HOME=" + home, "GOVC_URL=" + v.vc.URL().String(), "GOVC_USERNAME=" + vsphereAdmin, "GOVC_PASSWORD=" + vspherePassword,
-			"GOVC_TLS_CA_CERTS=" + v.ca,
+			roleEnv + "=" + roleGovc, "HOME=" + home, "GOVC_URL=https://" + v.cfg.VSphereAddress().String() + "/sdk", "GOVC_USERNAME=" + vsphereAdmin, "GOVC_PASSWORD=" + vspherePassword,
+			"GOVC_TLS_CA_CERTS=" + v.cfg.ClientCAFile(),
 		}
 		out, err := cmd.CombinedOutput()
 		t.Logf("govc %s\n%s", strings.Join(args, " "), out)

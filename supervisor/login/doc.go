@@ -11,7 +11,8 @@
 //
 // Tokens are JWTs signed with ES256 by keys of this package, which are replaced
 // every RotateEvery, with an overlap as long as a token lives. A token is good
-// until it expires or is given back, which is remembered on disk. The API
+// until it expires or is given back, which is remembered on disk, or until
+// vCenter says that it has the user no more, which it is asked once a minute. The API
 // server keeps what it was told for ten seconds: that long a token outlives
 // both. Why so: docs/decisions/0016-login.md.
 package login

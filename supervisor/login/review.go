@@ -44,7 +44,7 @@ func (s *Server) handleReview(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, http.StatusBadRequest, loginapi.Error{Message: "no TokenReview: " + err.Error()})
 		return
 	}
-	session, err := s.session(review.Spec.Token)
+	session, err := s.session(r.Context(), review.Spec.Token)
 	review.Spec = authenticationv1.TokenReviewSpec{} // not sent back
 	review.Status = authenticationv1.TokenReviewStatus{}
 	if err != nil {

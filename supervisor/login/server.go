@@ -59,6 +59,9 @@ type Options struct {
 	// Users checks passwords; Namespaces lists those that somebody may use.
 	Users      Authenticator
 	Namespaces func(context.Context, Identity) ([]string, error)
+	// Directory is asked whether users are still there; nil: tokens are good
+	// until they expire or are given back.
+	Directory Directory
 	// Log gets a line for each login, logout and refusal.
 	Log *slog.Logger
 	// FailureTime; 0 is DefaultFailureTime. Now; nil is time.Now.
@@ -75,16 +78,25 @@ type Server struct {
 	tokens  *tokens
 	revoked *revocations
 	lockout lockout
+	present *presence
 	checks  chan struct{}
 
 	users, review         *http.Server
 	usersAddr, reviewAddr net.Listener
 }
 
+// CheckTokenLifetime is ErrInvalidArgument but for 5 min to 24 h.
+func CheckTokenLifetime(d time.Duration) error {
+	if d < 5*time.Minute || d > 24*time.Hour {
+		return fmt.Errorf("token lifetime %s: give 5m to 24h: %w", d, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // New opens the keys and both ports; Run serves.
 func New(o Options) (*Server, error) {
-	if o.TokenLifetime < 5*time.Minute || o.TokenLifetime > 24*time.Hour {
-		return nil, fmt.Errorf("login: token lifetime %s: give 5 min to 24 h: %w", o.TokenLifetime, errdefs.ErrInvalidArgument)
+	if err := CheckTokenLifetime(o.TokenLifetime); err != nil {
+		return nil, err
 	}
 	if o.FailureTime == 0 {
 		o.FailureTime = DefaultFailureTime
@@ -93,6 +105,8 @@ func New(o Options) (*Server, error) {
 		o.Now = time.Now
 	}
 	s := &Server{o: o, log: o.Log.With("component", "login"), checks: make(chan struct{}, maxChecks)}
+	s.present = &presence{directory: o.Directory, now: o.Now, log: s.log}
+	registerMetrics()
 	if err := s.openState(); err != nil {
 		return nil, err
 	}
@@ -211,11 +225,13 @@ func (s *Server) handleLogin(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, began, err)
 		return
 	}
+	who.Listed = s.present.listed(r.Context(), who.User)
 	token, session, err := s.tokens.issue(who, s.o.Now())
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
+	tokensTotal.WithLabelValues(tokenIssued).Inc()
 	s.log.Info("signed in", "audit", "login", "user", who.User.String(), "groups", len(who.Groups), "address", address(r), "token", session.ID, "expires", session.Expires)
 	s.answer(w, http.StatusOK, loginapi.Login{
 		Token: token, Expires: session.Expires, User: who.User.String(), Groups: names(who.Groups), Warning: who.Warning,
@@ -224,7 +240,8 @@ func (s *Server) handleLogin(w http.ResponseWriter, r *http.Request) {
 }
 
 // checkPassword lets vCenter judge, unless there were too many wrong ones.
-func (s *Server) checkPassword(r *http.Request) (Identity, error) {
+func (s *Server) checkPassword(r *http.Request) (_ Identity, err error) {
+	defer func() { loginsTotal.WithLabelValues(loginResult(err)).Inc() }()
 	user, password, ok := r.BasicAuth()
 	if !ok || user == "" || password == "" || len(user) > 600 || len(password) > 1024 {
 		return Identity{}, errWrong
@@ -298,7 +315,7 @@ func (s *Server) handleWorkloads(w http.ResponseWriter, r *http.Request) {
 		}
 		who = id
 	} else {
-		session, err := s.session(bearer(r))
+		session, err := s.session(r.Context(), bearerOf(r))
 		if err != nil {
 			s.answer(w, http.StatusUnauthorized, loginapi.Error{Message: sentence(err)})
 			return
@@ -322,7 +339,7 @@ func (s *Server) handleWorkloads(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) handleLogout(w http.ResponseWriter, r *http.Request) {
-	session, err := s.session(bearer(r))
+	session, err := s.session(r.Context(), bearerOf(r))
 	if err != nil {
 		s.answer(w, http.StatusUnauthorized, loginapi.Error{Message: sentence(err)})
 		return
@@ -331,12 +348,14 @@ func (s *Server) handleLogout(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
+	tokensTotal.WithLabelValues(tokenRevoked).Inc()
 	s.log.Info("signed out", "audit", "logout", "user", session.Identity.User.String(), "address", address(r), "token", session.ID)
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// session returns what a token says that is good and was not given back.
-func (s *Server) session(token string) (Session, error) {
+// session returns what a token says that is good, was not given back, and whose
+// user vCenter still has, as far as that is known.
+func (s *Server) session(ctx context.Context, token string) (Session, error) {
 	session, err := s.tokens.verify(token, s.o.Now())
 	if err != nil {
 		return Session{}, err
@@ -344,7 +363,22 @@ func (s *Server) session(token string) (Session, error) {
 	if s.revoked.has(session.ID) {
 		return Session{}, fmt.Errorf("the token was given back by a logout: sign in again with `kubectl atoll login`: %w", errdefs.ErrUnauthenticated)
 	}
+	if s.present.gone(ctx, session) {
+		return Session{}, s.dismiss(session)
+	}
 	return session, nil
+}
+
+// dismiss revokes a token of somebody who was removed from vCenter.
+func (s *Server) dismiss(session Session) error {
+	user := session.Identity.User.String()
+	if err := s.revoked.add(session); err != nil {
+		s.log.Error("a token of a user who was removed is refused, and may be good again after a restart", "user", user, "token", session.ID, "error", err)
+	} else {
+		tokensTotal.WithLabelValues(tokenRevoked).Inc()
+		s.log.Info("token revoked: its user is gone from vCenter", "audit", "revoke", "user", user, "token", session.ID)
+	}
+	return fmt.Errorf("user %s is not in vCenter any more: %w", user, errdefs.ErrUnauthenticated)
 }
 
 // fail answers what is no fault of the client's.
@@ -366,7 +400,7 @@ func (s *Server) answer(w http.ResponseWriter, status int, body any) {
 	}
 }
 
-func bearer(r *http.Request) string {
+func bearerOf(r *http.Request) string {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "bearer") {
 		return ""

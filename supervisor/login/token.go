@@ -20,6 +20,8 @@ type Identity struct {
 	// Warning is a sentence for the user when the groups could not be read;
 	// empty otherwise.
 	Warning string
+	// Listed says that vCenter's user directory had the user at the login.
+	Listed bool
 }
 
 // audience is what tokens are for: the API server of this supervisor. Issuers
@@ -37,6 +39,7 @@ const maxTokenBytes = 64 << 10
 type claims struct {
 	jwt.Claims
 	Groups []string `json:"groups,omitempty"`
+	Listed bool     `json:"listed,omitempty"`
 }
 
 // A Session is what a good token says.
@@ -77,6 +80,7 @@ func (t *tokens) issue(who Identity, now time.Time) (string, Session, error) {
 		Issuer: t.issuer, Subject: who.User.String(), Audience: jwt.Audience{audience}, ID: s.ID,
 		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(s.Expires),
 	}}
+	c.Listed = who.Listed
 	for _, g := range who.Groups {
 		c.Groups = append(c.Groups, g.String())
 	}
@@ -117,11 +121,13 @@ func (t *tokens) verify(token string, now time.Time) (Session, error) {
 	case c.Expiry == nil || c.IssuedAt == nil || len(c.ID) != 32:
 		return bad("is incomplete")
 	case !now.Before(c.Expiry.Time()):
+		tokensTotal.WithLabelValues(tokenExpired).Inc()
 		return bad("has expired")
 	case c.IssuedAt.Time().After(now.Add(skew)):
 		return bad("is from the future: check the clock of the supervisor's host")
 	}
 	s := Session{ID: c.ID, Issued: c.IssuedAt.Time(), Expires: c.Expiry.Time()}
+	s.Identity.Listed = c.Listed
 	if s.Identity.User, err = sso.Parse(c.Subject, ""); err != nil {
 		return bad("names nobody")
 	}

@@ -60,9 +60,13 @@ func (r *reconciler) applyNamespace(ctx context.Context, found *corev1.Namespace
 
 // An edit is what somebody else changed in a quota or a LimitRange.
 type edit struct {
-	object string // ResourceQuota shop/shop
-	was    string // for people
+	object string                  // ResourceQuota shop/shop
+	was    string                  // for people
+	hard   corev1.ResourceList     // of a quota
+	items  []corev1.LimitRangeItem // of a LimitRange
 }
+
+const mendedQuota = "changed back, as spec.driftPolicy.quota says"
 
 // applied is the digest of what we write.
 func appliedDigest(lists ...corev1.ResourceList) string {
@@ -98,35 +102,40 @@ func resourcesText(list corev1.ResourceList) string {
 }
 
 // applyQuota makes or mends a ResourceQuota. With keep, an edit of somebody
-// else's stays where it is. It returns the edit that it found.
-func (r *reconciler) applyQuota(ctx context.Context, ns, name string, hard corev1.ResourceList, keep bool) (*edit, corev1.ResourceList, error) {
-	found := &corev1.ResourceQuota{}
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, found)
+// else's stays where it is, and is returned.
+func (p *pass) applyQuota(ctx context.Context, name string, hard corev1.ResourceList, keep bool) (*edit, error) {
+	ns, found := p.ns.Name, &corev1.ResourceQuota{}
+	err := p.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, found)
 	if apierrors.IsNotFound(err) {
 		q := &corev1.ResourceQuota{ObjectMeta: objectMeta(ns, name), Spec: corev1.ResourceQuotaSpec{Hard: hard}}
 		q.Annotations = map[string]string{annotationApplied: appliedDigest(hard)}
-		return nil, nil, r.client.Create(ctx, q)
+		if err := p.missing(ctx, v1alpha1.ReasonQuotaEdited, "ResourceQuota", q); err != nil {
+			return nil, err
+		}
+		return nil, p.client.Create(ctx, q)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var e *edit
 	digest := appliedDigest(hard)
 	is := appliedDigest(found.Spec.Hard)
 	narrowed := len(found.Spec.Scopes) > 0 || found.Spec.ScopeSelector != nil
 	if is != found.Annotations[annotationApplied] && is != digest || narrowed {
-		e = &edit{object: "ResourceQuota " + ns + "/" + name, was: resourcesText(found.Spec.Hard)}
+		e := &edit{object: "ResourceQuota " + ns + "/" + name, was: resourcesText(found.Spec.Hard), hard: found.Spec.Hard}
 		if keep && !narrowed {
-			return e, found.Spec.Hard, nil
+			return e, nil
+		}
+		if err := p.edited(ctx, e, mendedQuota, "mended"); err != nil {
+			return nil, err
 		}
 	}
 	if is == digest && found.Annotations[annotationApplied] == digest && found.Labels[v1alpha1.LabelNamespace] == ns && !narrowed {
-		return nil, nil, nil
+		return nil, nil
 	}
 	q := found.DeepCopy()
 	setApplied(q, ns, digest)
 	q.Spec = corev1.ResourceQuotaSpec{Hard: hard}
-	return e, nil, r.client.Update(ctx, q)
+	return nil, p.client.Update(ctx, q)
 }
 
 func setApplied(o client.Object, ns, digest string) {
@@ -143,13 +152,14 @@ func setApplied(o client.Object, ns, digest string) {
 }
 
 // applyLimitRange makes, mends or takes away the LimitRange, as applyQuota.
-func (r *reconciler) applyLimitRange(ctx context.Context, ns string, item *corev1.LimitRangeItem, keep bool) (*edit, []corev1.LimitRangeItem, error) {
+func (p *pass) applyLimitRange(ctx context.Context, item *corev1.LimitRangeItem, keep bool) (*edit, error) {
+	ns := p.ns.Name
 	name := limitRangeName(ns)
 	found := &corev1.LimitRange{}
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, found)
+	err := p.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, found)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
-		return nil, nil, err
+		return nil, err
 	}
 	want := corev1.LimitRangeSpec{}
 	digest := appliedDigest(nil, nil)
@@ -159,30 +169,35 @@ func (r *reconciler) applyLimitRange(ctx context.Context, ns string, item *corev
 	}
 	if missing {
 		if item == nil {
-			return nil, nil, nil
+			return nil, nil
 		}
 		l := &corev1.LimitRange{ObjectMeta: objectMeta(ns, name), Spec: want}
 		setApplied(l, ns, digest)
-		return nil, nil, r.client.Create(ctx, l)
+		if err := p.missing(ctx, v1alpha1.ReasonQuotaEdited, "LimitRange", l); err != nil {
+			return nil, err
+		}
+		return nil, p.client.Create(ctx, l)
 	}
 	is, plain := limitRangeDigest(found)
-	var e *edit
 	if is != found.Annotations[annotationApplied] && is != digest || !plain {
-		e = &edit{object: "LimitRange " + ns + "/" + name, was: limitRangeText(found)}
+		e := &edit{object: "LimitRange " + ns + "/" + name, was: limitRangeText(found), items: found.Spec.Limits}
 		if keep && plain {
-			return e, found.Spec.Limits, nil
+			return e, nil
+		}
+		if err := p.edited(ctx, e, mendedQuota, "mended"); err != nil {
+			return nil, err
 		}
 	}
 	if item == nil {
-		return e, nil, client.IgnoreNotFound(r.client.Delete(ctx, found))
+		return nil, client.IgnoreNotFound(p.client.Delete(ctx, found))
 	}
 	if is == digest && plain && found.Annotations[annotationApplied] == digest && found.Labels[v1alpha1.LabelNamespace] == ns {
-		return nil, nil, nil
+		return nil, nil
 	}
 	l := found.DeepCopy()
 	setApplied(l, ns, digest)
 	l.Spec = want
-	return e, nil, r.client.Update(ctx, l)
+	return nil, p.client.Update(ctx, l)
 }
 
 // limitRangeDigest is not plain where the LimitRange says more than defaults of
@@ -207,48 +222,88 @@ func limitRangeText(l *corev1.LimitRange) string {
 }
 
 // applyBindings makes the access list's RoleBindings, one a role.
-func (r *reconciler) applyBindings(ctx context.Context, ns *v1alpha1.SupervisorNamespace, ssoDomain string) error {
+func (p *pass) applyBindings(ctx context.Context) error {
 	for _, ref := range roleRefs {
-		want, err := subjectsOf(ns.Spec.Access, ref.role, ssoDomain)
+		want, err := subjectsOf(p.ns.Spec.Access, ref.role, p.sup.Spec.SSODomain)
 		if err != nil {
 			return err
 		}
-		if err := r.applyBinding(ctx, ns.Name, bindingPrefix+string(ref.role), ref.clusterRole, want); err != nil {
+		if err := p.applyBinding(ctx, bindingPrefix+string(ref.role), ref.clusterRole, want); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *reconciler) applyBinding(ctx context.Context, ns, name, role string, subjects []rbacv1.Subject) error {
+// applyBinding makes, mends or takes away one RoleBinding.
+func (p *pass) applyBinding(ctx context.Context, name, role string, subjects []rbacv1.Subject) error {
+	ns := p.ns.Name
 	want := &rbacv1.RoleBinding{
 		ObjectMeta: objectMeta(ns, name), Subjects: subjects,
 		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
 	}
+	digest := bindingDigest(want)
+	setApplied(want, ns, digest)
 	found := &rbacv1.RoleBinding{}
-	err := r.client.Get(ctx, client.ObjectKeyFromObject(want), found)
+	err := p.client.Get(ctx, client.ObjectKeyFromObject(want), found)
 	switch {
 	case apierrors.IsNotFound(err) && len(subjects) == 0:
 		return nil
 	case apierrors.IsNotFound(err):
-		return r.client.Create(ctx, want)
-	case err != nil:
-		return err
-	case len(subjects) == 0:
-		return client.IgnoreNotFound(r.client.Delete(ctx, found))
-	case found.RoleRef != want.RoleRef: // which nothing can change
-		if err := client.IgnoreNotFound(r.client.Delete(ctx, found)); err != nil {
+		if err := p.missing(ctx, v1alpha1.ReasonDrift, "RoleBinding", want); err != nil {
 			return err
 		}
-		return r.client.Create(ctx, want)
-	case equality.Semantic.DeepEqual(found.Subjects, subjects) && found.Labels[v1alpha1.LabelNamespace] == ns:
+		return p.client.Create(ctx, want)
+	case err != nil:
+		return err
+	}
+	if is := bindingDigest(found); is != found.Annotations[annotationApplied] && is != digest {
+		fresh, err := p.tell(ctx, v1alpha1.ReasonDrift, fmt.Sprintf("somebody changed RoleBinding %s/%s to %s: changed back", ns, name, bindingText(found)))
+		if err != nil {
+			return err
+		}
+		if fresh {
+			p.metrics.drifted("role-binding", "mended")
+		}
+	}
+	switch {
+	case len(subjects) == 0:
+		return client.IgnoreNotFound(p.client.Delete(ctx, found))
+	case found.RoleRef != want.RoleRef: // which nothing can change
+		if err := client.IgnoreNotFound(p.client.Delete(ctx, found)); err != nil {
+			return err
+		}
+		return p.client.Create(ctx, want)
+	case equality.Semantic.DeepEqual(found.Subjects, subjects) && found.Labels[v1alpha1.LabelNamespace] == ns && found.Annotations[annotationApplied] == digest:
 		return nil
 	}
 	b := found.DeepCopy()
 	b.Subjects = subjects
-	if b.Labels == nil {
-		b.Labels = map[string]string{}
+	setApplied(b, ns, digest)
+	return p.client.Update(ctx, b)
+}
+
+// bindingDigest is of what a RoleBinding allows whom.
+func bindingDigest(b *rbacv1.RoleBinding) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s/%s/%s\n", b.RoleRef.APIGroup, b.RoleRef.Kind, b.RoleRef.Name)
+	for _, s := range b.Subjects {
+		fmt.Fprintf(h, "%s/%s/%s/%s\n", s.APIGroup, s.Kind, s.Namespace, s.Name)
 	}
-	b.Labels[v1alpha1.LabelNamespace] = ns
-	return r.client.Update(ctx, b)
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// bindingText is "edit for User ada, Group devs".
+func bindingText(b *rbacv1.RoleBinding) string {
+	var who []string
+	for _, s := range b.Subjects {
+		who = append(who, s.Kind+" "+s.Name)
+	}
+	if len(who) == 0 {
+		who = []string{"nobody"}
+	}
+	if len(who) > 4 {
+		who = append(who[:4], fmt.Sprintf("%d more", len(b.Subjects)-4))
+	}
+	return b.RoleRef.Name + " for " + strings.Join(who, ", ")
 }

@@ -173,6 +173,13 @@ func (c *connection) setLastUsage(name string, t time.Time) {
 	c.usage[name] = t
 }
 
+// forget a namespace that is gone.
+func (c *connection) forget(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.usage, name)
+}
+
 // credentials reads the Secret from the API server at each login: it is in no
 // cache.
 func credentials(live client.Reader, ref v1alpha1.SecretReference) func(context.Context) (vc.Credentials, error) {

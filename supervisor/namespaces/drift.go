@@ -169,10 +169,18 @@ func adoptStructure(spec *v1alpha1.SupervisorNamespaceSpec, d drift, have vc.Sta
 }
 
 // adoptedAccess is not ok where vSphere has what an access list cannot say:
-// other roles, or other permissions on the pools than on the folder.
+// other roles, or different permissions on pools and folder of which more than
+// one is new. That of one object alone is taken for all: an administrator sets
+// one after the other.
 func adoptedAccess(old []v1alpha1.AccessEntry, have vc.State, ssoDomain string) ([]v1alpha1.AccessEntry, bool) {
-	if have.AccessUneven {
-		return nil, false
+	access := have.Access
+	if have.AccessUneven != nil {
+		is := vcAccess(old, ssoDomain)
+		changed := slices.DeleteFunc(slices.Clone(have.AccessUneven), func(a []vc.Access) bool { return vc.SameAccess(a, is) })
+		if len(changed) != 1 {
+			return nil, false
+		}
+		access = changed[0]
 	}
 	var out []v1alpha1.AccessEntry
 	for _, e := range old {
@@ -180,7 +188,7 @@ func adoptedAccess(old []v1alpha1.AccessEntry, have vc.State, ssoDomain string) 
 			out = append(out, e)
 		}
 	}
-	for _, a := range have.Access {
+	for _, a := range access {
 		if a.Role != vc.RoleOwner && a.Role != vc.RoleEdit && a.Role != vc.RoleView {
 			return nil, false
 		}

@@ -134,6 +134,18 @@ func TestAdoptStructure(t *testing.T) {
 	if spec.Description != "new" || !equality.Semantic.DeepEqual(spec.Access, want) {
 		t.Errorf("description %q, access %+v", spec.Description, spec.Access)
 	}
+	// Of pool and folder, the one that is not as the spec has it is the one that
+	// was changed; two that are not tell nothing.
+	spec.Access = spec.Access[:1]
+	uneven := state
+	uneven.AccessUneven = [][]vc.Access{nil, {{Subject: "ada", Domain: "vsphere.local", Role: vc.RoleView}}}
+	if !adoptStructure(spec, drift{structure: d.structure[:1]}, uneven, "vsphere.local") || len(spec.Access) != 2 || spec.Access[1].Name != "ada" {
+		t.Errorf("of one object's permissions: %+v", spec.Access)
+	}
+	uneven.AccessUneven = [][]vc.Access{nil, {{Subject: "eve", Domain: "vsphere.local", Role: vc.RoleView}}}
+	if adoptStructure(spec, drift{structure: d.structure[:1]}, uneven, "vsphere.local") {
+		t.Errorf("of two objects' permissions: %+v", spec.Access)
+	}
 	state.Access[0].Role = "Administrator"
 	before := spec.DeepCopy()
 	adoptStructure(spec, drift{structure: d.structure[:1]}, state, "vsphere.local")
@@ -173,6 +185,7 @@ func TestReasons(t *testing.T) {
 	}{
 		{part(vc.FieldAccess, errdefs.ErrInvalidArgument), v1alpha1.ReasonUnknownUser},
 		{part(vc.FieldTag, errdefs.ErrInvalidArgument), v1alpha1.ReasonUnknownTag},
+		{part(vc.FieldAccess, errdefs.ErrFailedPrecondition), v1alpha1.ReasonAccessRefused},
 		{part(vc.FieldMemory, errdefs.ErrFailedPrecondition), v1alpha1.ReasonReservationTooLarge},
 		{part(vc.FieldAccess, errdefs.ErrPermissionDenied), v1alpha1.ReasonPermissionDenied},
 		{errdefs.ErrAlreadyExists, v1alpha1.ReasonPoolNotOurs},

@@ -2,7 +2,6 @@ package namespaces
 
 import (
 	"context"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -13,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
-	"github.com/openatoll/atoll/supervisor/namespaces/vc"
 	"github.com/openatoll/atoll/supervisor/runtimeclass"
 )
 
@@ -38,7 +36,7 @@ func (p *pass) syncKubernetes(ctx context.Context, found *corev1.Namespace, clas
 		p.wait(v1alpha1.ReasonUnknownUser, "%v: correct spec.access", err)
 		return false, nil
 	}
-	if err := p.applyBindings(ctx, p.ns, p.sup.Spec.SSODomain); err != nil {
+	if err := p.applyBindings(ctx); err != nil {
 		return false, err
 	}
 	p.usable = true
@@ -72,67 +70,50 @@ func (p *pass) checkAccess() error {
 func (p *pass) syncQuotas(ctx context.Context) (changed bool, err error) {
 	name, keep := p.ns.Name, p.ns.Spec.DriftPolicy.Quota == v1alpha1.Adopt
 	spec := p.ns.Spec.DeepCopy()
-	var edits []edit
-	note := func(e *edit) {
-		if e != nil {
-			edits = append(edits, *e)
-		}
-	}
-	e, hard, err := p.applyQuota(ctx, name, quotaName(name), quotaHard(&p.ns.Spec), keep)
+	var edits []*edit
+	quota, err := p.applyQuota(ctx, quotaName(name), quotaHard(&p.ns.Spec), keep)
 	if err != nil {
 		return false, err
 	}
-	note(e)
-	if hard != nil {
-		adoptQuota(spec, hard)
+	if quota != nil {
+		edits = append(edits, quota)
+		adoptQuota(spec, quota.hard)
 	}
-	e, hard, err = p.applyQuota(ctx, name, storageQuotaName(name), storageHard(&p.ns.Spec), keep)
+	storage, err := p.applyQuota(ctx, storageQuotaName(name), storageHard(&p.ns.Spec), keep)
 	if err != nil {
 		return false, err
 	}
-	note(e)
-	if hard != nil {
-		adoptStorageQuota(spec, hard)
+	if storage != nil {
+		edits = append(edits, storage)
+		adoptStorageQuota(spec, storage.hard)
 	}
-	e, items, err := p.applyLimitRange(ctx, name, limitRangeItem(p.ns.Spec.ContainerDefaults), keep)
+	limits, err := p.applyLimitRange(ctx, limitRangeItem(p.ns.Spec.ContainerDefaults), keep)
 	if err != nil {
 		return false, err
 	}
-	note(e)
-	if items != nil {
-		adoptLimitRange(spec, items)
+	if limits != nil {
+		edits = append(edits, limits)
+		adoptLimitRange(spec, limits.items)
 	}
-	return p.edited(ctx, edits, spec, keep)
-}
-
-// edited tells of edits on both sides, and writes the spec that adopts them.
-func (p *pass) edited(ctx context.Context, edits []edit, spec *v1alpha1.SupervisorNamespaceSpec, keep bool) (changed bool, err error) {
-	differs := !equality.Semantic.DeepEqual(spec, &p.ns.Spec)
+	if equality.Semantic.DeepEqual(spec, &p.ns.Spec) {
+		return false, nil // what a spec cannot say stays as it is
+	}
 	for _, e := range edits {
-		outcome, done := "changed back, as spec.driftPolicy.quota says", "mended"
-		if keep {
-			outcome, done = "taken into the spec", "adopted"
-			if !differs {
-				continue // what a spec cannot say stays as it is
-			}
+		if err := p.edited(ctx, e, "taken into the spec", "adopted"); err != nil {
+			return false, err
 		}
-		message := "somebody set " + e.object + " to " + e.was + ": " + outcome
-		p.metrics.drifted("quota", done)
-		p.note(v1alpha1.SeverityWarning, v1alpha1.ReasonQuotaEdited, message)
-		p.event(corev1.EventTypeWarning, v1alpha1.ReasonQuotaEdited, "Reconcile", "%s", message)
-		if vcenter, err := p.conn.client(); err == nil {
-			p.post(ctx, vcenter, vc.EventWarning, message)
-		}
-	}
-	if !keep || !differs {
-		return false, nil
-	}
-	p.setMessages()
-	if err := p.writeStatus(ctx); err != nil {
-		return false, err
 	}
 	p.ns.Spec = *spec
 	return true, p.update(ctx)
+}
+
+// edited tells of an edit on both sides.
+func (p *pass) edited(ctx context.Context, e *edit, outcome, done string) error {
+	fresh, err := p.tell(ctx, v1alpha1.ReasonQuotaEdited, "somebody set "+e.object+" to "+e.was+": "+outcome)
+	if fresh {
+		p.metrics.drifted("quota", done)
+	}
+	return err
 }
 
 // adoptQuota takes compute limits and object counts out of a quota; the rest of
@@ -217,43 +198,4 @@ func adoptLimitRange(spec *v1alpha1.SupervisorNamespaceSpec, items []corev1.Limi
 	if *spec.ContainerDefaults == (v1alpha1.ContainerDefaults{}) {
 		spec.ContainerDefaults = nil
 	}
-}
-
-// readUsage is what the quotas count.
-func (p *pass) readUsage(ctx context.Context) error {
-	q, s := &corev1.ResourceQuota{}, &corev1.ResourceQuota{}
-	name := p.ns.Name
-	if err := p.client.Get(ctx, client.ObjectKey{Namespace: name, Name: quotaName(name)}, q); client.IgnoreNotFound(err) != nil {
-		return err
-	}
-	if err := p.client.Get(ctx, client.ObjectKey{Namespace: name, Name: storageQuotaName(name)}, s); client.IgnoreNotFound(err) != nil {
-		return err
-	}
-	p.ns.Status.Usage = usageOf(&p.ns.Spec, q.Status.Used, s.Status.Used)
-	return nil
-}
-
-// usageOf is nil where nothing is counted.
-func usageOf(spec *v1alpha1.SupervisorNamespaceSpec, used, storage corev1.ResourceList) *v1alpha1.Usage {
-	u := &v1alpha1.Usage{}
-	if q, ok := used[corev1.ResourceLimitsCPU]; ok {
-		u.CPU = &q
-	}
-	if q, ok := used[corev1.ResourceLimitsMemory]; ok {
-		u.Memory = &q
-	}
-	if q, ok := used[corev1.ResourcePods]; ok {
-		n := q.Value()
-		u.Pods = &n
-	}
-	policies := slices.Clone(spec.StoragePolicies)
-	for _, policy := range policies {
-		if q, ok := storage[storageKey(policy.Name)]; ok {
-			u.Storage = append(u.Storage, v1alpha1.StorageUsage{Policy: policy.Name, StorageClass: policy.Name, Used: q})
-		}
-	}
-	if u.CPU == nil && u.Memory == nil && u.Pods == nil && u.Storage == nil {
-		return nil
-	}
-	return u
 }

@@ -7,34 +7,36 @@ import (
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
-// orphanGrace is how long something in vSphere must have been without a
+// defaultOrphanGrace is how long something in vSphere must have been without a
 // SupervisorNamespace before it is taken away, if it is empty.
-const orphanGrace = 10 * time.Minute
+const defaultOrphanGrace = 10 * time.Minute
 
 // collectOrphans takes away empty pools and folders that bear our mark and
 // whose SupervisorNamespace is gone, as when somebody took its finalizer away.
 // It goes by a list from the API server and not by the cache, waits for
-// orphanGrace, and does nothing where that list is empty: after a restored
+// the grace, and does nothing where that list is empty: after a restored
 // backup or a mistake, losing everything must not follow from having nothing.
-// What holds VMs stays (vc.Delete), and is told.
-func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1.Supervisor) error {
+// What holds VMs stays (vc.Delete), and is told. It returns when to look again.
+func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1.Supervisor) (again time.Duration, err error) {
 	vcenter, err := r.conn.client()
 	if err != nil {
-		return nil
+		return supervisorEvery, nil
 	}
 	states, err := vcenter.List()
 	if err != nil {
-		return nil // nothing is known
+		return supervisorEvery, nil // nothing is known
 	}
 	known := map[string]bool{}
 	cached := &v1alpha1.SupervisorNamespaceList{}
-	if err := r.client.List(ctx, cached); err != nil {
-		return err
+	if err := r.client.List(ctx, cached, client.UnsafeDisableDeepCopy); err != nil {
+		return 0, err
 	}
+	again = supervisorEvery
 	for i := range cached.Items {
 		known[string(cached.Items[i].UID)] = true
 	}
@@ -49,21 +51,23 @@ func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1
 			at = r.now()
 		}
 		seen[s.UID] = at
-		if r.now().Sub(at) >= orphanGrace {
+		if left := r.orphanGrace - r.now().Sub(at); left <= 0 {
 			due = append(due, i)
+		} else {
+			again = min(again, left)
 		}
 	}
 	r.orphans = seen
 	r.metrics.orphans.Set(float64(len(seen)))
 	if len(due) == 0 {
-		return nil
+		return again, nil
 	}
 	live := &v1alpha1.SupervisorNamespaceList{}
 	if err := r.live.List(ctx, live); err != nil {
-		return err
+		return 0, err
 	}
 	if len(live.Items) == 0 {
-		return nil
+		return again, nil
 	}
 	for i := range live.Items {
 		known[string(live.Items[i].UID)] = true
@@ -77,12 +81,12 @@ func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1
 		case err == nil:
 			r.log.Info("removed what a namespace without an object had in vSphere", "namespace", s.Name, "uid", s.UID)
 		case errdefs.IsUnavailable(err):
-			return nil
+			return again, nil
 		default:
 			seen[s.UID] = r.now() // asked again after the grace
 			r.events.Eventf(sup, nil, corev1.EventTypeWarning, "Orphan", "Collect", "%s",
 				clip(fmt.Sprintf("namespace %q has no SupervisorNamespace, but something in vSphere: %v", s.Name, err), maxText))
 		}
 	}
-	return nil
+	return again, nil
 }

@@ -176,6 +176,17 @@ func (r *policyReconciler) keepClass(ctx context.Context, o *v1alpha1.StoragePol
 	want := storageClass(o)
 	i := slices.IndexFunc(classes.Items, func(c storagev1.StorageClass) bool { return c.Name == o.Name })
 	if i < 0 {
+		if notReady(o.Status.Conditions) == nil && len(o.Status.Conditions) > 0 { // it was there
+			switch err := r.live.Get(ctx, client.ObjectKeyFromObject(want), &storagev1.StorageClass{}); {
+			case err == nil:
+				return "", lagging("storageclasses", want.Name)
+			case !apierrors.IsNotFound(err):
+				return "", err
+			}
+			if err := r.classDrift(ctx, o, "somebody deleted StorageClass "+want.Name+": made again"); err != nil {
+				return "", err
+			}
+		}
 		if err := r.client.Create(ctx, want); err != nil {
 			return "", fmt.Errorf("StorageClass %s: %w", want.Name, err)
 		}
@@ -185,20 +196,44 @@ func (r *policyReconciler) keepClass(ctx context.Context, o *v1alpha1.StoragePol
 	if have.Labels[v1alpha1.LabelPolicyID] != o.Spec.ID {
 		return fmt.Sprintf("there is a StorageClass %s that Atoll did not make: rename or delete it", o.Name), nil
 	}
-	if equality.Semantic.DeepEqual(have.Parameters, want.Parameters) && have.Provisioner == want.Provisioner &&
-		equality.Semantic.DeepEqual(have.VolumeBindingMode, want.VolumeBindingMode) {
+	if sameClass(have, want) {
 		return "", nil
 	}
-	// Nothing of this can be changed in place. Volumes that are there keep what
-	// they have.
+	if err := r.classDrift(ctx, o, "somebody changed StorageClass "+want.Name+": changed back"); err != nil {
+		return "", err
+	}
+	// Hardly anything of it can be changed in place. Volumes that are there keep
+	// what they have.
 	if err := r.client.Delete(ctx, have, client.Preconditions{UID: &have.UID}); client.IgnoreNotFound(err) != nil {
 		return "", fmt.Errorf("StorageClass %s: %w", have.Name, err)
 	}
 	if err := r.client.Create(ctx, want); err != nil {
 		return "", fmt.Errorf("StorageClass %s: %w", want.Name, err)
 	}
-	r.metrics.drifted("storage-class", "mended")
 	return "", nil
+}
+
+func sameClass(a, b *storagev1.StorageClass) bool {
+	same := equality.Semantic.DeepEqual
+	return a.Provisioner == b.Provisioner && same(a.Parameters, b.Parameters) && same(a.VolumeBindingMode, b.VolumeBindingMode) &&
+		same(a.AllowVolumeExpansion, b.AllowVolumeExpansion) && same(a.ReclaimPolicy, b.ReclaimPolicy)
+}
+
+// classDrift tells what somebody did to a StorageClass, before it is mended. It
+// is no namespace's alone: the StoragePolicy has the event, and is not ready
+// until then; namespaces that use it say so too.
+func (r *policyReconciler) classDrift(ctx context.Context, o *v1alpha1.StoragePolicy, message string) error {
+	before := o.DeepCopy()
+	if meta.SetStatusCondition(&o.Status.Conditions, metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDrift, Message: message,
+	}) {
+		if err := r.writePolicyStatus(ctx, before, o); err != nil {
+			return err
+		}
+		r.events.Eventf(o, nil, corev1.EventTypeWarning, v1alpha1.ReasonDrift, "Reconcile", "%s", message)
+		r.metrics.drifted("storage-class", "mended")
+	}
+	return nil
 }
 
 // storageClass waits for a volume's first pod, so that the volume is made where
@@ -231,7 +266,7 @@ func (r *policyReconciler) gone(ctx context.Context, o *v1alpha1.StoragePolicy, 
 		return client.IgnoreNotFound(r.client.Delete(ctx, o, client.Preconditions{UID: &o.UID}))
 	}
 	before := o.DeepCopy()
-	message := fmt.Sprintf("vCenter has no policy %q any more: make it again, or take it off %s", o.Status.PolicyName, strings.Join(users, ", "))
+	message := fmt.Sprintf("vCenter has no policy %q any more, and one that is made again under its name is another: name another in %s", o.Status.PolicyName, strings.Join(users, ", "))
 	changed := meta.SetStatusCondition(&o.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonPolicyGone, Message: clip(message, maxText),
 	})

@@ -41,9 +41,12 @@ type reconciler struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	orphanGrace time.Duration
+
 	mu       sync.Mutex
-	failures map[string]int    // in a row
-	written  map[string]uint64 // resource version of our own last write
+	failures map[string]int      // in a row
+	written  map[string]uint64   // resource version of our own last write
+	told     map[string][]string // what somebody changed, and is not mended yet
 }
 
 // A problem is why a namespace is not in step.
@@ -63,6 +66,8 @@ type pass struct {
 	sup      *v1alpha1.Supervisor
 	problems []problem
 	notes    []v1alpha1.Message // what happened, for people
+	found    []string           // of others' changes, as they were told
+	posts    []string           // for the events of the pools
 	retry    bool
 	usable   bool // the namespace is there on both sides
 }
@@ -100,6 +105,8 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	} else {
 		result, err = p.delete(ctx)
 	}
+	p.keepTold(err == nil)
+	p.post(ctx)
 	outcome := "ok"
 	switch {
 	case apierrors.IsConflict(err):
@@ -141,6 +148,9 @@ func (p *pass) sync(ctx context.Context) (reconcile.Result, error) {
 			return reconcile.Result{}, err
 		}
 		return p.finish(ctx)
+	}
+	if err := p.readUsage(ctx); err != nil {
+		return reconcile.Result{}, err
 	}
 	if controllerutil.AddFinalizer(p.ns, v1alpha1.NamespaceFinalizer) {
 		if err := p.update(ctx); err != nil {
@@ -261,11 +271,14 @@ func (r *reconciler) stale(ns *v1alpha1.SupervisorNamespace) bool {
 	return err == nil && v < r.written[ns.Name]
 }
 
+// forget what is kept of a namespace that is gone.
 func (r *reconciler) forget(name string) {
+	r.conn.forget(name)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.failures, name)
 	delete(r.written, name)
+	delete(r.told, name)
 }
 
 // backoff is when to try again after one more failure in a row.

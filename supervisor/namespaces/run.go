@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -47,6 +49,9 @@ type Options struct {
 	// restart, so that it need not wait for its own lease, and of no other
 	// process that can run at the same time.
 	Identity string
+	// OrphanGrace is how long what a namespace left in vSphere is kept after it
+	// is gone; 10 minutes if zero.
+	OrphanGrace time.Duration
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
@@ -65,6 +70,9 @@ type Controller struct {
 func New(o Options) (*Controller, error) {
 	if o.Config == nil || o.Identity == "" {
 		return nil, fmt.Errorf("namespaces: Config and Identity are required: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.OrphanGrace == 0 {
+		o.OrphanGrace = defaultOrphanGrace
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -105,7 +113,7 @@ func (c *Controller) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := newReconciler(mgr, id, c.options.Logger)
+	r := newReconciler(mgr, id, c.options)
 	defer r.conn.drop(nil)
 	if err := setup(mgr, r); err != nil {
 		return err
@@ -224,8 +232,9 @@ func newManager(o Options) (ctrl.Manager, error) {
 		Logger: logr.FromSlogHandler(o.Logger.Handler()),
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject:         byObject(),
 		},
-		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.Pod{}, &corev1.ConfigMap{}}}},
+		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}, &rbacv1.ClusterRoleBinding{}}}},
 		// What the process serves already.
 		Metrics:                             metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress:              "0",
@@ -240,15 +249,24 @@ func newManager(o Options) (ctrl.Manager, error) {
 	})
 }
 
-func newReconciler(mgr ctrl.Manager, id string, log *slog.Logger) *reconciler {
-	m := theMetrics()
+// byObject narrows the cache to what is used of it.
+func byObject() map[client.Object]cache.ByObject {
+	all := usageCaches()
+	named := func(name string) fields.Selector { return fields.OneTermEqualSelector(metav1.ObjectNameField, name) }
+	all[&corev1.ConfigMap{}] = cache.ByObject{Namespaces: map[string]cache.Config{metav1.NamespaceSystem: {FieldSelector: named(selfServiceConfig)}}}
+	all[&rbacv1.ClusterRoleBinding{}] = cache.ByObject{Field: named(selfServiceRole)}
+	return all
+}
+
+func newReconciler(mgr ctrl.Manager, id string, o Options) *reconciler {
+	m, log := theMetrics(), o.Logger
 	conn := &connection{
 		live: mgr.GetAPIReader(), metrics: m, log: log, id: id,
 		namespaces: &feed{}, supervisors: &feed{}, policies: &feed{}, usage: map[string]time.Time{},
 	}
 	return &reconciler{
 		client: mgr.GetClient(), live: mgr.GetAPIReader(), conn: conn, events: mgr.GetEventRecorder("atoll-namespaces"),
-		metrics: m, log: log, now: time.Now, failures: map[string]int{}, written: map[string]uint64{},
+		metrics: m, log: log, now: time.Now, orphanGrace: o.OrphanGrace, failures: map[string]int{}, written: map[string]uint64{}, told: map[string][]string{},
 	}
 }
 

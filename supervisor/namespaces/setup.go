@@ -2,6 +2,7 @@ package namespaces
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,9 @@ func setupNamespaces(mgr ctrl.Manager, r *reconciler) error {
 		}
 		return nil
 	})
+	inNamespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		return request(o.GetNamespace())
+	})
 	all := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
 		return r.named(ctx, func(*v1alpha1.SupervisorNamespaceSpec) bool { return true })
 	})
@@ -58,7 +62,9 @@ func setupNamespaces(mgr ctrl.Manager, r *reconciler) error {
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return request(o.GetName())
 		})).
-		Watches(&corev1.ResourceQuota{}, byNamespace).
+		Watches(&corev1.Pod{}, inNamespace, builder.WithPredicates(useChanged())).
+		Watches(&corev1.PersistentVolumeClaim{}, inNamespace, builder.WithPredicates(useChanged())).
+		Watches(&corev1.ResourceQuota{}, byNamespace, builder.WithPredicates(quotaChanged())).
 		Watches(&corev1.LimitRange{}, byNamespace).
 		Watches(&rbacv1.RoleBinding{}, byNamespace).
 		Watches(&nodev1.RuntimeClass{}, all, builder.WithPredicates(deleted(runtimeclass.Name))).
@@ -96,6 +102,10 @@ func setupTemplates(mgr ctrl.Manager, r *reconciler) error {
 		Watches(&v1alpha1.StoragePolicy{}, one(), builder.WithPredicates(madeOrGone())).
 		Watches(&v1alpha1.VirtualMachineClass{}, one(), builder.WithPredicates(madeOrGone())).
 		Watches(&v1alpha1.SupervisorNamespace{}, one(), builder.WithPredicates(madeOrGone(), fromATemplate())).
+		// What admission reads, and the right that it narrows: the cache has these
+		// two alone.
+		Watches(&corev1.ConfigMap{}, one()).
+		Watches(&rbacv1.ClusterRoleBinding{}, one()).
 		Complete(&templateReconciler{r})
 }
 
@@ -133,6 +143,15 @@ func deleted(name string) predicate.Predicate {
 		CreateFunc: func(event.CreateEvent) bool { return false }, UpdateFunc: func(event.UpdateEvent) bool { return false },
 		DeleteFunc: func(e event.DeleteEvent) bool { return e.Object.GetName() == name },
 	}
+}
+
+// quotaChanged: a quota's own counting changes nothing here.
+func quotaChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*corev1.ResourceQuota)
+		after, ok2 := e.ObjectNew.(*corev1.ResourceQuota)
+		return ok && ok2 && (!equality.Semantic.DeepEqual(before.Spec, after.Spec) || !maps.Equal(before.Labels, after.Labels) || !maps.Equal(before.Annotations, after.Annotations))
+	}}
 }
 
 func fromATemplate() predicate.Predicate {

@@ -29,9 +29,6 @@ func (p *pass) note(severity v1alpha1.MessageSeverity, reason, text string) {
 
 // finish writes the status and says when to look again.
 func (p *pass) finish(ctx context.Context) (reconcile.Result, error) {
-	if err := p.readUsage(ctx); err != nil {
-		return reconcile.Result{}, err
-	}
 	st := &p.ns.Status
 	st.ObservedGeneration, st.Template = p.ns.Generation, p.ns.Labels[v1alpha1.LabelTemplate]
 	p.conclude()
@@ -94,13 +91,17 @@ func (p *pass) setSynced(status metav1.ConditionStatus, reason, message string) 
 	old := meta.FindStatusCondition(p.ns.Status.Conditions, c.Type)
 	changed := old == nil || old.Status != status || old.Reason != reason
 	meta.SetStatusCondition(&p.ns.Status.Conditions, c)
-	if !changed || reason == v1alpha1.ReasonDrift {
-		return // drift has an event of its own
-	}
-	if status == metav1.ConditionTrue {
+	switch {
+	case !changed || reason == v1alpha1.ReasonDrift || reason == v1alpha1.ReasonQuotaEdited: // tell has told
+	case old == nil && status == metav1.ConditionTrue: // made as it should be: no news
+	case status == metav1.ConditionTrue:
 		p.event(corev1.EventTypeNormal, reason, "Reconcile", "%s", message)
-	} else if reason != v1alpha1.ReasonDeleting && reason != v1alpha1.ReasonDraining {
+	case reason == v1alpha1.ReasonDeleting || reason == v1alpha1.ReasonDraining:
+	default:
 		p.event(corev1.EventTypeWarning, reason, "Reconcile", "%s", clip(message, maxText))
+		if status == metav1.ConditionFalse {
+			p.posts = append(p.posts, message)
+		}
 	}
 }
 

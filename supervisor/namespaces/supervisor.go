@@ -93,7 +93,8 @@ func (r *supervisorReconciler) reconcile(ctx context.Context) (reconcile.Result,
 	if err := r.tell(ctx, sup); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{RequeueAfter: again}, r.collectOrphans(ctx, sup)
+	orphans, err := r.collectOrphans(ctx, sup)
+	return reconcile.Result{RequeueAfter: min(again, orphans)}, err
 }
 
 // namespacesUsing counts those that may have something in vSphere.

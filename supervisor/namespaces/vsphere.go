@@ -45,7 +45,7 @@ func (p *pass) syncVSphere(ctx context.Context) (changed bool, err error) {
 	want := p.desired(zones, state)
 	diffs := vc.Diff(want, state)
 	if d := findDrift(p.ns, diffs); !d.none() {
-		if changed, err := p.drifted(ctx, vcenter, d, state, zones); changed || err != nil {
+		if changed, err := p.drifted(ctx, d, state, zones); changed || err != nil {
 			return changed, err
 		}
 	}
@@ -130,7 +130,7 @@ func (p *pass) spareUse(want *vc.Namespace, state vc.State) {
 
 // drifted adopts what somebody changed in vSphere, when changed is true, or
 // leaves it to ensure to mend it. It is told on both sides.
-func (p *pass) drifted(ctx context.Context, vcenter VCenter, d drift, state vc.State, zones []vc.ZoneState) (changed bool, err error) {
+func (p *pass) drifted(ctx context.Context, d drift, state vc.State, zones []vc.ZoneState) (changed bool, err error) {
 	spec := p.ns.Spec.DeepCopy()
 	policy := p.ns.Spec.DriftPolicy
 	var adopted, mended []vc.Drift
@@ -144,12 +144,6 @@ func (p *pass) drifted(ctx context.Context, vcenter VCenter, d drift, state vc.S
 	} else {
 		mended = append(mended, d.structure...)
 	}
-	for _, diff := range adopted {
-		p.metrics.drifted(string(diff.Field), "adopted")
-	}
-	for _, diff := range mended {
-		p.metrics.drifted(string(diff.Field), "mended")
-	}
 	var text []string
 	if len(adopted) > 0 {
 		text = append(text, driftText(adopted)+": taken into the spec")
@@ -157,29 +151,23 @@ func (p *pass) drifted(ctx context.Context, vcenter VCenter, d drift, state vc.S
 	if len(mended) > 0 {
 		text = append(text, driftText(mended)+": changed back, as spec.driftPolicy says")
 	}
-	message := "somebody changed vSphere: " + strings.Join(text, "; ")
-	p.note(v1alpha1.SeverityWarning, v1alpha1.ReasonDrift, message)
-	p.event(corev1.EventTypeWarning, v1alpha1.ReasonDrift, "Reconcile", "%s", message)
-	p.post(ctx, vcenter, vc.EventWarning, message)
-	// Seen from outside until both sides are in step.
-	p.setSynced(metav1.ConditionFalse, v1alpha1.ReasonDrift, message)
-	p.setMessages()
-	if err := p.writeStatus(ctx); err != nil {
+	fresh, err := p.tell(ctx, v1alpha1.ReasonDrift, "somebody changed vSphere: "+strings.Join(text, "; "))
+	if err != nil {
 		return false, err
+	}
+	if fresh {
+		for _, diff := range adopted {
+			p.metrics.drifted(string(diff.Field), "adopted")
+		}
+		for _, diff := range mended {
+			p.metrics.drifted(string(diff.Field), "mended")
+		}
 	}
 	if equality.Semantic.DeepEqual(spec, &p.ns.Spec) {
 		return false, nil
 	}
 	p.ns.Spec = *spec
 	return true, p.update(ctx)
-}
-
-// post puts an event on the pools, where administrators read it. Failing is no
-// reason to stop: the status has it.
-func (p *pass) post(ctx context.Context, vcenter VCenter, severity vc.EventSeverity, message string) {
-	if err := vcenter.Post(ctx, p.ref(), vc.Event{Severity: severity, Message: clip("Atoll: "+message, 1000)}); err != nil {
-		p.log.Warn("event not posted in vSphere", "namespace", p.ns.Name, "error", err)
-	}
 }
 
 // ensure has vSphere be as want says, and writes down what then is.
@@ -286,6 +274,8 @@ func ensureReason(err error) string {
 		return v1alpha1.ReasonPoolNotOurs
 	case errdefs.IsInvalidArgument(err) && field == vc.FieldAccess:
 		return v1alpha1.ReasonUnknownUser
+	case errdefs.IsFailedPrecondition(err) && field == vc.FieldAccess:
+		return v1alpha1.ReasonAccessRefused
 	case errdefs.IsInvalidArgument(err) && field == vc.FieldTag:
 		return v1alpha1.ReasonUnknownTag
 	case errdefs.IsFailedPrecondition(err) && (field == vc.FieldCPU || field == vc.FieldMemory):

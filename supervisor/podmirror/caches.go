@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -45,8 +46,9 @@ type namespacePlaces struct {
 	status v1alpha1.SupervisorNamespaceStatus // pools and folder alone
 }
 
-// newCaches calls changed for each pod whose mirror may have changed.
-func newCaches(o Options, changed func(types.NamespacedName)) (*caches, error) {
+// newCaches calls changed for each pod whose mirror may have changed, and host
+// for each node.
+func newCaches(o Options, changed func(types.NamespacedName), host func(string)) (*caches, error) {
 	c := &caches{
 		podInformer: coreinformers.NewPodInformer(o.Client, metav1.NamespaceAll, 0, cache.Indexers{
 			byNamespace: cache.MetaNamespaceIndexFunc,
@@ -63,9 +65,8 @@ func newCaches(o Options, changed func(types.NamespacedName)) (*caches, error) {
 		}
 	}
 	indexed := func(index string, name string) {
-		pods, _ := c.pods.ByIndex(index, name) // there is such an index
-		for _, o := range pods {
-			pod(o)
+		for _, key := range c.podsBy(index, name) {
+			changed(key)
 		}
 	}
 	for _, add := range []struct {
@@ -74,7 +75,7 @@ func newCaches(o Options, changed func(types.NamespacedName)) (*caches, error) {
 		tell      func(o any)
 	}{
 		{c.podInformer, reducePod, pod},
-		{c.nodeInformer, reduceNode, func(o any) { indexed(byNode, nameOf(o)) }},
+		{c.nodeInformer, reduceNode, func(o any) { host(nameOf(o)); indexed(byNode, nameOf(o)) }},
 		{c.namespaceInformer, reduceNamespace, func(o any) { indexed(byNamespace, nameOf(o)) }},
 	} {
 		if err := add.informer.SetTransform(add.transform); err != nil {
@@ -121,6 +122,17 @@ func (c *caches) place(pod *corev1.Pod) (p place, ok bool) {
 	return placeOf(o.(*namespacePlaces).status, zone)
 }
 
+// podsBy returns what an index has of a name.
+func (c *caches) podsBy(index, name string) (keys []types.NamespacedName) {
+	pods, _ := c.pods.ByIndex(index, name) // there is such an index
+	for _, o := range pods {
+		if key, ok := podKey(o); ok {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 // podOfVM finds the pod that a VM is of.
 func (c *caches) podOfVM(uuid string) (*corev1.Pod, bool) {
 	pods, err := c.pods.ByIndex(byVM, uuid)
@@ -165,7 +177,7 @@ func same(old, now any) bool {
 		return ok && slices.Equal(old.status.Pools, now.status.Pools) && equalFolder(old.status.Folder, now.status.Folder)
 	case *corev1.Node:
 		old, ok := old.(*corev1.Node)
-		return ok && maps.Equal(old.Labels, now.Labels)
+		return ok && maps.Equal(old.Labels, now.Labels) && reflect.DeepEqual(old.Status, now.Status)
 	}
 	return false
 }
@@ -199,15 +211,23 @@ func reducePod(o any) (any, error) {
 	return kept, nil
 }
 
-// reduceNode keeps a node's zone.
+// reduceNode keeps a node's zone, and what it is as a host.
 func reduceNode(o any) (any, error) {
 	node, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil
 	}
 	kept := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, ResourceVersion: node.ResourceVersion}}
-	if zone := node.Labels[corev1.LabelTopologyZone]; zone != "" {
-		kept.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+	for _, k := range []string{corev1.LabelTopologyZone, v1alpha1.LabelAccelerator} {
+		if v := node.Labels[k]; v != "" {
+			metav1.SetMetaDataLabel(&kept.ObjectMeta, k, v)
+		}
+	}
+	kept.Status.Capacity = corev1.ResourceList{corev1.ResourceCPU: *resource.NewQuantity(node.Status.Capacity.Cpu().Value(), resource.DecimalSI), corev1.ResourceMemory: *resource.NewQuantity(node.Status.Capacity.Memory().Value(), resource.BinarySI)}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			kept.Status.Conditions = []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
+		}
 	}
 	return kept, nil
 }

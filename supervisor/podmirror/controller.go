@@ -57,6 +57,7 @@ type Controller struct {
 	recorder record.EventRecorder
 	caches   *caches
 	queue    workqueue.TypedRateLimitingInterface[types.NamespacedName]
+	hosts    hosts
 
 	mu sync.Mutex
 	// shown is what the inventory was last told, by pod.
@@ -90,21 +91,26 @@ func New(o Options) (*Controller, error) {
 	}
 	c := &Controller{
 		o: o, log: o.Logger.With("component", "podmirror"),
-		queue:   workqueue.NewTypedRateLimitingQueue[types.NamespacedName](jitter{workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstPause, lastPause)}),
+		queue:   newQueue[types.NamespacedName](),
+		hosts:   hosts{queue: newQueue[string](), shown: map[string]Host{}},
 		shown:   map[types.NamespacedName]shown{},
 		waiting: map[string]chan struct{}{},
 	}
 	var err error
-	c.caches, err = newCaches(o, c.queue.Add)
+	c.caches, err = newCaches(o, c.queue.Add, c.hosts.queue.Add)
 	return c, err
 }
 
-// jitter keeps what failed together from being tried together.
-type jitter struct {
-	workqueue.TypedRateLimiter[types.NamespacedName]
+func newQueue[K comparable]() workqueue.TypedRateLimitingInterface[K] {
+	return workqueue.NewTypedRateLimitingQueue[K](jitter[K]{workqueue.NewTypedItemExponentialFailureRateLimiter[K](firstPause, lastPause)})
 }
 
-func (j jitter) When(key types.NamespacedName) time.Duration {
+// jitter keeps what failed together from being tried together.
+type jitter[K comparable] struct {
+	workqueue.TypedRateLimiter[K]
+}
+
+func (j jitter[K]) When(key K) time.Duration {
 	d := j.TypedRateLimiter.When(key)
 	return d + rand.N(d/2+1)
 }
@@ -118,7 +124,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "atoll-pod-mirror"})
 	c.mu.Unlock()
-	stop := context.AfterFunc(ctx, c.queue.ShutDown)
+	stop := context.AfterFunc(ctx, func() { c.queue.ShutDown(); c.hosts.queue.ShutDown() })
 	defer stop()
 	if err := c.caches.start(ctx); err != nil {
 		return nil // only ctx ends the wait for a first list
@@ -128,6 +134,10 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	var all sync.WaitGroup
+	all.Go(func() {
+		for c.nextHost(ctx) {
+		}
+	})
 	for range workers {
 		all.Go(func() {
 			for c.next(ctx) {
@@ -162,6 +172,13 @@ func (c *Controller) sweepOnce(ctx context.Context) error {
 	there, err := c.o.Inventory.Mirrored(ctx)
 	if err != nil {
 		return err
+	}
+	names, err := c.o.Inventory.Hosts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		c.hosts.queue.Add(name) // its node may be gone
 	}
 	wanted := map[string]bool{}
 	for _, o := range c.caches.pods.List() {
@@ -243,6 +260,9 @@ func (c *Controller) reconcile(ctx context.Context, key types.NamespacedName) er
 			return fmt.Errorf("take the mirror %s away: %w", old.vm.UUID, err)
 		}
 		c.note(key, old.vm.UUID, nil)
+		if c.hosts.queue.NumRequeues(old.vm.Host) > 0 {
+			c.hosts.queue.Add(old.vm.Host) // it waits to go
+		}
 		old = shown{}
 	}
 	if !wanted {

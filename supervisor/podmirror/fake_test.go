@@ -27,12 +27,13 @@ type fakeInventory struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	vms     map[string]VM
+	hosts   map[string]Host
 	calls   int
 	fail    map[string]error // by method
 }
 
 func newFakeInventory() *fakeInventory {
-	f := &fakeInventory{vms: map[string]VM{}, fail: map[string]error{}}
+	f := &fakeInventory{vms: map[string]VM{}, hosts: map[string]Host{"n1": {Name: "n1"}}, fail: map[string]error{}}
 	f.changed = sync.NewCond(&f.mu)
 	return f
 }
@@ -44,6 +45,9 @@ func (f *fakeInventory) Mirror(_ context.Context, vm VM) (Ref, error) {
 	f.calls++
 	if err := f.fail["Mirror"]; err != nil {
 		return Ref{}, err
+	}
+	if _, there := f.hosts[vm.Host]; !there {
+		return Ref{}, fmt.Errorf("host %s is not there", vm.Host)
 	}
 	for uuid, other := range f.vms {
 		if uuid != vm.UUID && other.Name == vm.Name && other.Folder == vm.Folder {
@@ -72,6 +76,37 @@ func (f *fakeInventory) Mirrored(context.Context) ([]string, error) {
 	defer f.changed.Broadcast()
 	f.calls++
 	return slices.Collect(maps.Keys(f.vms)), f.fail["Mirrored"]
+}
+
+func (f *fakeInventory) ShowHost(_ context.Context, h Host) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.changed.Broadcast()
+	f.hosts[h.Name] = h
+	return f.fail["ShowHost"]
+}
+
+func (f *fakeInventory) RemoveHost(_ context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.changed.Broadcast()
+	for _, vm := range f.vms {
+		if vm.Host == name {
+			f.hosts[name] = Host{Name: name, State: HostNotResponding}
+			return fmt.Errorf("host %s has VMs", name)
+		}
+	}
+	if name != "n1" {
+		delete(f.hosts, name)
+	}
+	return nil
+}
+
+// Hosts leaves n1 out, which is the configuration's.
+func (f *fakeInventory) Hosts(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Keys(f.hosts)), func(n string) bool { return n == "n1" }), nil
 }
 
 func (f *fakeInventory) set(method string, err error) {

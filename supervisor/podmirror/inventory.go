@@ -5,7 +5,8 @@
 // The Pod is the truth and a mirror is a picture of it: what it shows comes
 // from the Pod and from the annotations that the pod's node wrote on it
 // (v1alpha1.PodVMAnnotations). A pod whose node has not named its VM has no
-// mirror, nor has one whose namespace has no resource pool.
+// mirror, nor has one whose namespace has no resource pool. Nodes that run pods
+// as VMs of their own are shown as hosts.
 package podmirror
 
 import "context"
@@ -22,7 +23,35 @@ type Inventory interface {
 	// Mirrored returns the UUIDs of all mirrors that are there, whoever made
 	// them.
 	Mirrored(ctx context.Context) ([]string, error)
+
+	// ShowHost has the inventory show a node as h says, where mirrors of its
+	// pods can be. It is idempotent on Host.Name.
+	ShowHost(ctx context.Context, h Host) error
+	// RemoveHost takes away a host that ShowHost added; one that is not there is
+	// taken away already. While mirrors are on it the host stays, is shown as
+	// not responding, and the error is ErrFailedPrecondition.
+	RemoveHost(ctx context.Context, name string) error
+	// Hosts returns the names of those that ShowHost added, whenever.
+	Hosts(ctx context.Context) ([]string, error)
 }
+
+// A Host is a node as the inventory shows it.
+type Host struct {
+	Name   string
+	CPUs   int   // logical processors; 0: unknown
+	Memory int64 // bytes; 0: unknown
+	State  HostState
+}
+
+// A HostState is how a node is.
+type HostState string
+
+// States of a node, by its condition Ready.
+const (
+	HostConnected     HostState = ""              // True
+	HostTroubled      HostState = "troubled"      // False: its agent says that something is wrong
+	HostNotResponding HostState = "notResponding" // Unknown: nobody hears of it
+)
 
 // A Ref is a mirror's name in the inventory.
 type Ref struct {

@@ -15,9 +15,14 @@ var (
 		Help:           "Pods' VMs that the vCenter inventory shows.",
 		StabilityLevel: metrics.ALPHA,
 	})
+	hostsShown = metrics.NewGauge(&metrics.GaugeOpts{
+		Subsystem: "atoll", Name: "pod_mirror_hosts",
+		Help:           "Nodes that the vCenter inventory shows as hosts.",
+		StabilityLevel: metrics.ALPHA,
+	})
 	changesTotal = metrics.NewCounterVec(&metrics.CounterOpts{
 		Subsystem: "atoll", Name: "pod_mirror_changes_total",
-		Help:           "Changes asked of the vCenter inventory, by operation (mirror, unmirror) and result.",
+		Help:           "Changes asked of the vCenter inventory, by operation (mirror, unmirror, show_host, remove_host) and result.",
 		StabilityLevel: metrics.ALPHA,
 	}, []string{"op", "result"})
 	reconcileSeconds = metrics.NewHistogramVec(&metrics.HistogramOpts{
@@ -34,12 +39,15 @@ var (
 )
 
 var registerMetrics = sync.OnceFunc(func() {
-	legacyregistry.MustRegister(mirrors, changesTotal, reconcileSeconds, powerRequests)
+	legacyregistry.MustRegister(mirrors, hostsShown, changesTotal, reconcileSeconds, powerRequests)
 })
 
 const (
 	opMirror   = "mirror"
 	opUnmirror = "unmirror"
+
+	opShowHost   = "show_host"
+	opRemoveHost = "remove_host"
 )
 
 func count(op string, err error) { changesTotal.WithLabelValues(op, result(err)).Inc() }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -315,10 +314,8 @@ func replace(name string, content []byte) (err error) {
 		}
 	}()
 	if st, err := os.Stat(name); err == nil {
-		if sys, ok := st.Sys().(*syscall.Stat_t); ok && int(sys.Uid) != os.Geteuid() {
-			if err := f.Chown(int(sys.Uid), int(sys.Gid)); err != nil {
-				return err
-			}
+		if err := keepOwner(f, st); err != nil {
+			return err
 		}
 	}
 	if _, err = f.Write(content); err != nil {

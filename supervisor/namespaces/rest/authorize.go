@@ -16,7 +16,9 @@ const (
 	privilegeConfigure = "Namespaces.Configure"
 	privilegeManage    = "Namespaces.Manage"
 	privilegeClasses   = "VirtualMachineClasses.Manage"
-	privilegePolicies  = "StorageProfile.View"
+
+	privilegeSelfService = "Namespaces.SelfServiceManage"
+	privilegePolicies    = "StorageProfile.View"
 )
 
 // An Entity is an object of vCenter's inventory.
@@ -38,9 +40,10 @@ var Root = Entity{Kind: "Folder"}
 // A VCenter knows users and what they may do.
 type VCenter interface {
 	// Caller is who sent a request, by the session that it shows as vSphere's
-	// clients do: "alice@vsphere.local". It is false for anyone else. The session
-	// does not expire while it is asked about.
-	Caller(r *http.Request) (user string, ok bool)
+	// clients do: "alice@vsphere.local". Anyone else is ErrUnauthenticated, and a
+	// vCenter that does not answer ErrUnavailable. The session does not expire
+	// while it is asked about.
+	Caller(r *http.Request) (user string, err error)
 	// Allowed tells for each entity whether a Caller holds the privilege there,
 	// by himself or by a group. An entity that is not there is ErrNotFound; a
 	// vCenter that does not answer, or does not answer the supervisor, is

@@ -21,7 +21,7 @@ func NewClient(cfg *clientrest.Config) (client.Client, error) {
 		return nil, err
 	}
 	mapper := meta.NewDefaultRESTMapper(scheme.PrioritizedVersionsAllGroups())
-	for _, kind := range []string{"Supervisor", "SupervisorNamespace", "StoragePolicy", "VirtualMachineClass"} {
+	for _, kind := range []string{"Supervisor", "SupervisorNamespace", "StoragePolicy", "VirtualMachineClass", "NamespaceTemplate"} {
 		mapper.Add(v1alpha1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)
 	}
 	mapper.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)

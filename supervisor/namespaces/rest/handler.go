@@ -120,9 +120,11 @@ func (h *Handler) serve(route Route) http.Handler {
 }
 
 func (h *Handler) answer(route Route, c *call) (any, error) {
-	var ok bool
-	if c.user, ok = h.vcenter.Caller(c.Request); !ok {
+	var err error
+	if c.user, err = h.vcenter.Caller(c.Request); errdefs.IsUnauthorized(err) {
 		return nil, errNoSession
+	} else if err != nil {
+		return nil, err
 	}
 	if action := c.URL.Query().Get("action"); action != "" && !slices.Contains(route.actions, action) {
 		return nil, problemf(errOperationNotFound, "There is no operation %s %s?action=%s.", c.Method, c.URL.Path, action)

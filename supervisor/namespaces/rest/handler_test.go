@@ -32,9 +32,12 @@ type fakeVCenter struct {
 	down   bool
 }
 
-func (f *fakeVCenter) Caller(r *http.Request) (string, bool) {
+func (f *fakeVCenter) Caller(r *http.Request) (string, error) {
 	user, ok := strings.CutPrefix(r.Header.Get("vmware-api-session-id"), "of-")
-	return user, ok
+	if !ok {
+		return "", errdefs.ErrUnauthenticated
+	}
+	return user, nil
 }
 
 func (f *fakeVCenter) Allowed(_ context.Context, user, privilege string, entities []Entity) ([]bool, error) {

@@ -35,9 +35,13 @@ const (
 	objSupervisor = "Supervisor"
 	objClass      = "VirtualMachineClass"
 	objPolicy     = "StoragePolicy"
+	objTemplate   = "NamespaceTemplate"
 
 	instances  = "/api/vcenter/namespaces/instances"
 	management = "/api/vcenter/namespace-management"
+
+	selfServicePath = "/api/vcenter/namespaces/namespace-self-service"
+	templatesPath   = "/api/vcenter/namespaces/namespace-templates"
 )
 
 var routes = []Route{
@@ -57,6 +61,18 @@ var routes = []Route{
 	{Method: http.MethodDelete, Path: instances + "/{namespace}/access/{domain}/{subject}", Privilege: privilegeConfigure + onNamespace, Object: objNamespace, do: (*Handler).deleteAccess},
 	{Method: http.MethodPost, Path: instances + "/{namespace}/registervm", Unsupported: "Registering a VM is not supported: Atoll runs pods, and makes their VMs itself."},
 	{Method: http.MethodGet, Path: "/api/vcenter/namespaces-user/namespaces", Privilege: privilegeRead + onNamespace + " (others are left out)", Object: objNamespace, do: (*Handler).listUserNamespaces},
+
+	{Method: http.MethodGet, Path: selfServicePath, Privilege: privilegeRead + onCluster + " (others are left out)", Object: objTemplate, do: (*Handler).listSelfService},
+	{Method: http.MethodGet, Path: selfServicePath + "/{cluster}", Privilege: privilegeRead + onCluster, Object: objTemplate, do: (*Handler).getSelfService},
+	{Method: http.MethodPost, Path: selfServicePath + "/{cluster}", Privilege: privilegeSelfService + onClusters, Object: objTemplate, actions: []string{"activate", "activateWithTemplate", "deactivate"}, do: (*Handler).changeSelfService},
+	{Method: http.MethodGet, Path: templatesPath + "/clusters/{cluster}", Privilege: privilegeRead + onCluster, Object: objTemplate, do: (*Handler).listTemplates},
+	{Method: http.MethodPost, Path: templatesPath + "/clusters/{cluster}", Privilege: privilegeSelfService + onClusters, Object: objTemplate, do: (*Handler).postTemplate},
+	{Method: http.MethodGet, Path: templatesPath + "/clusters/{cluster}/{template}", Privilege: privilegeRead + onCluster, Object: objTemplate, do: (*Handler).getTemplate},
+	{Method: http.MethodPatch, Path: templatesPath + "/clusters/{cluster}/{template}", Privilege: privilegeSelfService + onClusters, Object: objTemplate, do: (*Handler).patchTemplate},
+	{Method: http.MethodGet, Path: templatesPath + "/supervisors/{supervisor}", Privilege: privilegeRead + onClusters, Object: objTemplate, do: (*Handler).listTemplates},
+	{Method: http.MethodPost, Path: templatesPath + "/supervisors/{supervisor}", Privilege: privilegeSelfService + onClusters, Object: objTemplate, do: (*Handler).postTemplate},
+	{Method: http.MethodGet, Path: templatesPath + "/supervisors/{supervisor}/{template}", Privilege: privilegeRead + onClusters, Object: objTemplate, do: (*Handler).getTemplate},
+	{Method: http.MethodPatch, Path: templatesPath + "/supervisors/{supervisor}/{template}", Privilege: privilegeSelfService + onClusters, Object: objTemplate, do: (*Handler).patchTemplate},
 
 	{Method: http.MethodGet, Path: management + "/virtual-machine-classes", Privilege: privilegeRead + onRoot, Object: objClass, do: (*Handler).listClasses},
 	{Method: http.MethodPost, Path: management + "/virtual-machine-classes", Privilege: privilegeClasses + onRoot, Object: objClass, do: (*Handler).createClass},

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -88,6 +90,15 @@ func (c *Client) ensureAccess(ctx context.Context, ns Namespace) error {
 	want := make([]types.Permission, 0, len(ns.Access))
 	var errs []error
 	for _, a := range ns.Access {
+		if a.Group {
+			member, err := c.memberOf(ctx, a, cred.User)
+			if err != nil {
+				return err
+			}
+			if member {
+				return fmt.Errorf("access of group %s: the account %s with which Atoll signs in is in it, and would have no more than its role: take the account out of the group, or the group off the list: %w", principal(a), cred.User, errdefs.ErrFailedPrecondition)
+			}
+		}
 		if !a.Group && (strings.EqualFold(cred.User, principal(a)) || strings.EqualFold(cred.User, a.Subject+"@"+a.Domain)) {
 			// What is set on an object hides what is inherited: Atoll would lose its
 			// own rights there.
@@ -106,11 +117,54 @@ func (c *Client) ensureAccess(ctx context.Context, ns Namespace) error {
 	}
 	c.cache.mu.Unlock()
 	for id, perms := range have {
-		if !slices.Equal(lowered(c.access(perms)), lowered(ns.Access)) {
+		if !SameAccess(c.access(perms), ns.Access) {
 			errs = append(errs, c.setPermissions(ctx, id, want, parsePermissions(perms), ns.Name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ownGroups are those of the account with which this Client signs in.
+type ownGroups struct {
+	mu    sync.Mutex
+	user  string
+	at    time.Time
+	names []string // in lower case, as vCenter names them
+}
+
+// memberOf tells whether our account is directly in a group, as vCenter's user
+// directory has it: asked at most once a PolicyInterval. What is set for a group
+// on an object hides what its members inherit. A directory that cannot tell says
+// no.
+func (c *Client) memberOf(ctx context.Context, group Access, account string) (bool, error) {
+	g := &c.ownGroups
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.user != account || time.Since(g.at) > c.options.PolicyInterval {
+		directory := c.session.Client().ServiceContent.UserDirectory
+		if directory == nil {
+			return false, nil
+		}
+		res, err := methods.RetrieveUserGroups(ctx, c.session, &types.RetrieveUserGroups{This: *directory, BelongsToUser: account, FindGroups: true})
+		switch vsphere.Fault(err).(type) {
+		case *types.NotSupported, *types.InvalidArgument, *types.NotFound:
+			res = &types.RetrieveUserGroupsResponse{}
+		default:
+			if err != nil {
+				return false, vsphere.Error(fmt.Sprintf("read the groups of %s, with which Atoll signs in", account), err)
+			}
+		}
+		g.user, g.at, g.names = account, time.Now(), nil
+		for _, r := range res.Returnval {
+			if r := r.GetUserSearchResult(); r.Group {
+				g.names = append(g.names, strings.ToLower(r.Principal))
+			}
+		}
+	}
+	subject, domain := strings.ToLower(group.Subject), strings.ToLower(group.Domain)
+	return slices.ContainsFunc(g.names, func(name string) bool {
+		return name == subject || name == domain+`\`+subject || name == subject+"@"+domain
+	}), nil
 }
 
 func (c *Client) setPermissions(ctx context.Context, id ref, want, have []types.Permission, name string) error {

@@ -278,3 +278,26 @@ func TestPoliciesEventsAndZones(t *testing.T) {
 		t.Errorf("zone b is still there: %+v", s.Pools)
 	}
 }
+
+// A group that our own account is in would take away what it inherits.
+func TestOwnGroup(t *testing.T) {
+	v := startVCenter(t, vcsim.Config{})
+	v.people(t)
+	if err := v.Users().SetGroup("Admins-of-Teams", "eve", "administrator"); err != nil {
+		t.Fatal(err)
+	}
+	h := start(t, v.options(), true)
+	ns := team("team-a")
+	ns.Access = append(ns.Access, Access{Subject: "admins-of-teams", Domain: "vsphere.local", Group: true, Role: RoleView})
+	_, err := h.Ensure(t.Context(), ns)
+	mustBe(t, err, errdefs.ErrFailedPrecondition, `group vsphere.local\admins-of-teams: the account `+adminUser)
+	var about *PartError
+	if !errors.As(err, &about) || about.Field != FieldAccess {
+		t.Errorf("the error is about %+v, want access", about)
+	}
+	if p := v.pool(t, "team-a"); p.perms != 0 {
+		t.Errorf("the pool has %d permissions", p.perms)
+	}
+	ns.Access = ns.Access[:2]
+	h.ensure(t, ns)
+}

@@ -119,8 +119,11 @@ func (c *cache) reset() {
 	c.owned = map[string]map[ref]Ref{}
 }
 
-// mark is the value of AttributeOwner.
-func (c *cache) mark(r Ref) string { return c.supervisor + "/" + r.UID + "/" + r.Name }
+// mark is the value of AttributeOwner on one object. It names the object, so
+// that a copy of it elsewhere says nothing.
+func (c *cache) mark(r Ref, id ref) string {
+	return c.supervisor + "/" + r.UID + "/" + r.Name + "/" + id.Value
+}
 
 const unfinishedPrefix = "atoll."
 
@@ -133,11 +136,12 @@ func (c *cache) unfinished(uid string) string {
 }
 
 // owner is the namespace that the object says it belongs to.
-func (c *cache) owner(o *object) (Ref, bool) {
+func (c *cache) owner(id ref, o *object) (Ref, bool) {
 	if mark := o.str(c.ownerProp()); mark != "" {
-		supervisor, rest, _ := strings.Cut(mark, "/")
-		uid, name, ok := strings.Cut(rest, "/")
-		return Ref{Name: name, UID: uid}, ok && supervisor == c.supervisor
+		supervisor, rest, _ := strings.Cut(mark, "/") // none holds a slash
+		uid, rest, _ := strings.Cut(rest, "/")
+		name, self, _ := strings.Cut(rest, "/")
+		return Ref{Name: name, UID: uid}, supervisor == c.supervisor && self == id.Value
 	}
 	uid, _, _ := strings.Cut(strings.TrimPrefix(o.str(propName), unfinishedPrefix), ".")
 	return Ref{UID: uid}, uid != "" && o.str(propName) == c.unfinished(uid)
@@ -148,7 +152,7 @@ func (c *cache) unindex(r ref, o *object) {
 	if s := (slot{o.ref(propParent), o.str(propName)}); c.names[s] == r {
 		delete(c.names, s)
 	}
-	if owner, ok := c.owner(o); ok {
+	if owner, ok := c.owner(r, o); ok {
 		delete(c.owned[owner.UID], r)
 		if len(c.owned[owner.UID]) == 0 {
 			delete(c.owned, owner.UID)
@@ -161,7 +165,7 @@ func (c *cache) index(r ref, o *object) {
 		c.clusters[r] = o
 	}
 	c.names[slot{o.ref(propParent), o.str(propName)}] = r
-	if owner, ok := c.owner(o); ok {
+	if owner, ok := c.owner(r, o); ok {
 		if c.owned[owner.UID] == nil {
 			c.owned[owner.UID] = map[ref]Ref{}
 		}
@@ -170,8 +174,8 @@ func (c *cache) index(r ref, o *object) {
 }
 
 // touched collects whose objects changed.
-func (c *cache) touched(o *object, into map[Ref]bool) {
-	if owner, ok := c.owner(o); ok {
+func (c *cache) touched(r ref, o *object, into map[Ref]bool) {
+	if owner, ok := c.owner(r, o); ok {
 		into[owner] = true
 	}
 }
@@ -269,15 +273,15 @@ func (c *cache) settle() (pending bool) {
 			}
 			delete(o.written, k)
 			if w.any {
-				c.touched(o, touched)
+				c.touched(r, o, touched)
 				o.set(k, w.held)
-				c.touched(o, touched)
+				c.touched(r, o, touched)
 			}
 		}
 		if len(o.written) == 0 {
 			o.written = nil
 			if !o.seen { // deleted before the watch could see it
-				c.touched(o, touched)
+				c.touched(r, o, touched)
 				delete(c.objects, r)
 				continue
 			}
@@ -321,9 +325,9 @@ func (c *cache) Replace(all []vsphere.Update) {
 		c.objects[u.Object] = o
 		c.index(u.Object, o)
 		if before == nil || !maps.Equal(before.props, o.props) {
-			c.touched(o, touched)
+			c.touched(u.Object, o, touched)
 			if before != nil {
-				c.touched(before, touched)
+				c.touched(u.Object, before, touched)
 			}
 		}
 		delete(old, u.Object)
@@ -334,7 +338,7 @@ func (c *cache) Replace(all []vsphere.Update) {
 			c.index(r, o)
 			continue
 		}
-		c.touched(o, touched)
+		c.touched(r, o, touched)
 		c.lose(r, o)
 	}
 	first := !c.synced
@@ -357,7 +361,7 @@ func (c *cache) Apply(changes []vsphere.Update) {
 		o := c.objects[u.Object]
 		if u.Gone {
 			if o != nil {
-				c.touched(o, touched)
+				c.touched(u.Object, o, touched)
 				c.lose(u.Object, o)
 				c.unindex(u.Object, o)
 				delete(c.objects, u.Object)
@@ -369,14 +373,14 @@ func (c *cache) Apply(changes []vsphere.Update) {
 			o = &object{seen: true, props: map[string]any{}}
 			c.objects[u.Object] = o
 		} else {
-			c.touched(o, before)
+			c.touched(u.Object, o, before)
 			c.unindex(u.Object, o)
 		}
 		if hidden(u, false) {
 			c.lose(u.Object, o)
 		}
 		if c.apply(o, normalize(c.whole(o, u.Props))) && !c.justMade(o) {
-			c.touched(o, touched)
+			c.touched(u.Object, o, touched)
 			maps.Copy(touched, before)
 		}
 		o.seen = true
@@ -402,7 +406,7 @@ func hidden(u vsphere.Update, all bool) bool {
 
 // lose remembers an object of ours that left the watch.
 func (c *cache) lose(r ref, o *object) {
-	if owner, ok := c.owner(o); ok {
+	if owner, ok := c.owner(r, o); ok {
 		if c.lost[owner.UID] == nil {
 			c.lost[owner.UID] = map[ref]bool{}
 		}
@@ -505,11 +509,11 @@ func (c *cache) permissions(all map[ref][]types.Permission) {
 	c.mu.Lock()
 	touched := map[Ref]bool{}
 	for id, o := range c.objects {
-		if _, ours := c.owner(o); !ours {
+		if _, ours := c.owner(id, o); !ours {
 			continue
 		}
 		if c.apply(o, map[string]any{propPerms: formatPermissions(all[id])}) {
-			c.touched(o, touched)
+			c.touched(id, o, touched)
 		}
 	}
 	c.mu.Unlock()

@@ -26,17 +26,18 @@ const (
 // are safe for concurrent use; until Run has connected, and while it has lost
 // the connection, they are ErrUnavailable.
 type Client struct {
-	options  Options
-	session  *vsphere.Session
-	watch    *vsphere.Watch
-	tasks    *vsphere.Tasks
-	cache    *cache
-	fields   fields
-	roles    roles
-	tags     tags
-	policies policies
-	locks    locks
-	wrote    chan struct{} // a write awaits its echo
+	options   Options
+	session   *vsphere.Session
+	watch     *vsphere.Watch
+	tasks     *vsphere.Tasks
+	cache     *cache
+	fields    fields
+	roles     roles
+	tags      tags
+	policies  policies
+	ownGroups ownGroups
+	locks     locks
+	wrote     chan struct{} // a write awaits its echo
 }
 
 // New checks the options, ErrInvalidArgument if they cannot be; it makes no

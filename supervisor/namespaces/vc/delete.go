@@ -141,7 +141,7 @@ func (c *Client) removable(r Ref, id ref, props map[string]types.AnyType) error 
 	}
 	o := &object{props: normalize(props)}
 	c.cache.mu.Lock()
-	owner, ours := c.cache.owner(o)
+	owner, ours := c.cache.owner(id, o)
 	c.cache.mu.Unlock()
 	if !ours || owner.UID != r.UID {
 		return fmt.Errorf("%s %q (%s) no longer bears the mark of namespace %s, and stays: %w", id.Type, o.str(propName), id.Value, r.Name, errdefs.ErrFailedPrecondition)

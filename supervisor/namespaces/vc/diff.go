@@ -116,10 +116,10 @@ func diffAccess(want Namespace, have State) []Drift {
 		return nil
 	}
 	w, h := accessText(want.Access), accessText(have.Access)
-	if w == h && !have.AccessUneven {
+	if w == h && have.AccessUneven == nil {
 		return nil
 	}
-	if have.AccessUneven {
+	if have.AccessUneven != nil {
 		h = "other permissions on the pools than on the folder"
 	}
 	return []Drift{{Field: FieldAccess, Object: poolObject(have.Pools[0].Path), Want: w, Have: h,
@@ -156,6 +156,9 @@ func (a Allocation) text(unit string) string {
 	}
 	return fmt.Sprintf("%s, reservation %d %s%s, shares %s", limit, a.Reservation, unit, expandable, shares)
 }
+
+// SameAccess tells whether two access lists let in the same with the same roles.
+func SameAccess(a, b []Access) bool { return slices.Equal(lowered(a), lowered(b)) }
 
 // lowered has one form for what names the same: vCenter shows domains in
 // capitals, and subjects as the identity source has them.

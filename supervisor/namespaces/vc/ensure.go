@@ -93,10 +93,21 @@ func (c *Client) marked(s State) bool {
 	return true
 }
 
+// claim gives a pool or folder of a namespace's its mark, where it lacks it.
+func (c *Client) claim(ctx context.Context, r Ref, id ref, what string) error {
+	c.cache.mu.Lock()
+	marked := c.cache.bears(id, r)
+	c.cache.mu.Unlock()
+	if marked {
+		return nil
+	}
+	return c.setField(ctx, id, what, AttributeOwner, c.cache.mark(r, id))
+}
+
 // bears tells whether an object has a namespace's mark. It wants mu held.
 func (c *cache) bears(id ref, r Ref) bool {
 	o := c.objects[id]
-	return o != nil && o.str(c.ownerProp()) == c.mark(r)
+	return o != nil && o.str(c.ownerProp()) == c.mark(r, id)
 }
 
 func poolRef(id string) ref   { return ref{Type: "ResourcePool", Value: id} }
@@ -170,9 +181,12 @@ func (c *Client) foreign(what, name string, id ref) error {
 	defer c.cache.mu.Unlock()
 	whose := "it bears no mark of Atoll"
 	if o := c.cache.objects[id]; o != nil {
-		if r, ours := c.cache.owner(o); ours {
+		mark := o.str(c.cache.ownerProp())
+		if r, ours := c.cache.owner(id, o); ours {
 			whose = fmt.Sprintf("it belongs to namespace %s with uid %s, which has to go first", r.Name, r.UID)
-		} else if o.str(c.cache.ownerProp()) != "" {
+		} else if strings.HasPrefix(mark, c.cache.supervisor+"/") {
+			whose = fmt.Sprintf("its attribute %s is that of another object, and makes it nobody's", AttributeOwner)
+		} else if mark != "" {
 			whose = "it belongs to another supervisor"
 		}
 	}

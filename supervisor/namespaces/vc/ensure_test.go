@@ -274,3 +274,51 @@ func TestDelete(t *testing.T) {
 	}
 	v.pool(t, "team-a")
 }
+
+// A mark that somebody copied onto something else makes that nobody's: it is no
+// pool of the namespace's, and stays when the namespace goes.
+func TestCopiedMark(t *testing.T) {
+	v := startVCenter(t, vcsim.Config{})
+	v.people(t)
+	h := start(t, v.options(), true)
+	ns := team("team-a")
+	h.ensure(t, ns)
+	pool := v.createPool(t, DefaultParent, "theirs")
+	folder, err := methods.CreateFolder(t.Context(), v.admin, &types.CreateFolder{This: v.inventory(t, "Folder")[DefaultParent].id, Name: "theirs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := h.fields.key(AttributeOwner)
+	own := h.cache.mark(ns.Ref, v.pool(t, "team-a").id)
+	fields := *v.admin.Client().ServiceContent.CustomFieldsManager
+	for _, id := range []ref{pool, folder.Returnval} {
+		if _, err := methods.SetField(t.Context(), v.admin, &types.SetField{This: fields, Entity: id, Key: key, Value: own}); err != nil {
+			t.Fatal(err)
+		}
+		h.until(t, "the copy", func() bool {
+			h.cache.mu.Lock()
+			defer h.cache.mu.Unlock()
+			o := h.cache.objects[id]
+			return o != nil && o.str(h.cache.ownerProp()) == own
+		})
+	}
+	if n, made := h.count(func() { h.ensure(t, ns) }); n != 0 {
+		t.Errorf("%d calls, want none: %v", n, made)
+	}
+	theirs := team("theirs")
+	_, err = h.Ensure(t.Context(), theirs)
+	mustBe(t, err, errdefs.ErrAlreadyExists, "that of another object")
+	if err := h.Delete(t.Context(), ns.Ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := v.inventory(t, "ResourcePool")["team-a"]; ok {
+		t.Error("the namespace's own pool is there")
+	}
+	v.pool(t, "theirs")
+	if _, ok := v.inventory(t, "Folder")["theirs"]; !ok {
+		t.Error("the folder with the copy is gone")
+	}
+	if all, err := h.List(); err != nil || len(all) != 0 {
+		t.Errorf("the list is %+v, %v", all, err)
+	}
+}

@@ -32,13 +32,8 @@ func (c *Client) ensureFolder(ctx context.Context, ns Namespace, have State) err
 		f = &made
 	}
 	id, what := folderRef(f.ID), fmt.Sprintf("VM folder %q", f.Path)
-	c.cache.mu.Lock()
-	marked := c.cache.bears(id, ns.Ref)
-	c.cache.mu.Unlock()
-	if !marked {
-		if err := c.setField(ctx, id, what, AttributeOwner, c.cache.mark(ns.Ref)); err != nil {
-			return err
-		}
+	if err := c.claim(ctx, ns.Ref, id, what); err != nil {
+		return err
 	}
 	var errs []error
 	if !f.InPlace {
@@ -130,6 +125,6 @@ func (c *Client) ensureParentFolder(ctx context.Context) (ref, error) {
 func (c *Client) task(ctx context.Context, id ref, start func(context.Context) (ref, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, taskTimeout)
 	defer cancel()
-	_, err := c.tasks.Do(ctx, id, nil, start)
+	_, err := c.tasks.Do(ctx, id, start)
 	return err
 }

@@ -64,8 +64,8 @@ func (c *Client) Policies() ([]Policy, time.Time, error) {
 	return slices.Clone(c.policies.list), c.policies.at, nil
 }
 
-// pollPolicies reads policies and permissions every PolicyInterval, and when
-// the connection was made anew.
+// pollPolicies reads policies, permissions and tags every PolicyInterval, and
+// when the connection was made anew.
 func (c *Client) pollPolicies(ctx context.Context) {
 	for {
 		timer := time.NewTimer(c.options.PolicyInterval + rand.N(c.options.PolicyInterval/10))
@@ -88,6 +88,7 @@ func (c *Client) pollPolicies(ctx context.Context) {
 			return
 		}
 		perms := c.readPermissions(ctx)
+		_ = c.readTags(ctx) // what is known of them stays, and the next poll asks again
 		if ctx.Err() != nil {
 			return
 		}

@@ -68,13 +68,8 @@ func (c *Client) createPool(ctx context.Context, parent, cluster ref, name strin
 // mendPool makes a pool that is there as ns says.
 func (c *Client) mendPool(ctx context.Context, ns Namespace, want Pool, have PoolState, parent ref) error {
 	id, what := poolRef(have.ID), poolObject(have.Path)
-	c.cache.mu.Lock()
-	marked := c.cache.bears(id, ns.Ref)
-	c.cache.mu.Unlock()
-	if !marked {
-		if err := c.setField(ctx, id, what, AttributeOwner, c.cache.mark(ns.Ref)); err != nil {
-			return err
-		}
+	if err := c.claim(ctx, ns.Ref, id, what); err != nil {
+		return err
 	}
 	var errs []error
 	if !have.InPlace {

@@ -79,6 +79,17 @@ func TestRoleAndTags(t *testing.T) {
 			if err != nil || len(objects) != 1 || objects[0].Reference() != v.pool(t, "team-a").id {
 				t.Errorf("the tag is on %v (%v)", objects, err)
 			}
+			// One that somebody took away is missed at the next poll.
+			told := h.toldOf(ns.Ref)
+			if err := m.DetachTag(ctx, tag, v.pool(t, "team-a").id); err != nil {
+				t.Fatal(err)
+			}
+			h.policies.wake()
+			h.until(t, "the poll", func() bool { return h.toldOf(ns.Ref) > told })
+			h.ensure(t, ns)
+			if objects, err = m.ListAttachedObjects(ctx, tag); err != nil || len(objects) != 1 {
+				t.Errorf("in the end the tag is on %v (%v)", objects, err)
+			}
 		})
 	}
 }

@@ -96,13 +96,18 @@ func (c *Client) state(r Ref) State {
 	slices.SortFunc(s.Pools, func(a, b PoolState) int {
 		return cmp.Or(cmp.Compare(order(a.Zone), order(b.Zone)), compareBool(b.InPlace, a.InPlace), cmp.Compare(a.ID, b.ID))
 	})
-	for i, p := range perms {
+	slices.Sort(perms)
+	for _, p := range slices.Compact(perms) {
 		access := c.access(p)
-		if i == 0 {
-			s.Access = access
-		} else if !slices.Equal(lowered(access), lowered(s.Access)) {
-			s.AccessUneven = true
+		if !slices.ContainsFunc(s.AccessUneven, func(a []Access) bool { return SameAccess(a, access) }) {
+			s.AccessUneven = append(s.AccessUneven, access)
 		}
+	}
+	if len(s.AccessUneven) > 0 {
+		s.Access = s.AccessUneven[0]
+	}
+	if len(s.AccessUneven) == 1 {
+		s.AccessUneven = nil
 	}
 	return s
 }

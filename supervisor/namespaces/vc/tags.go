@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -18,9 +19,9 @@ import (
 )
 
 // tags are attached over REST, in a session that is made when the first tag is
-// asked for. vCenter has no watch for tags: what has one is read once, and a
-// tag that an administrator takes away meanwhile stays away until the next
-// start.
+// asked for. vCenter has no watch for tags: what has one is read when it is
+// first asked for, and with the policies, a call a tag, so that one that an
+// administrator takes away is missed within PolicyInterval.
 type tags struct {
 	mu      sync.Mutex
 	client  *rest.Client
@@ -116,6 +117,53 @@ func (c *Client) holders(ctx context.Context, tag string) (map[string]bool, erro
 	}
 	c.tags.byName[tag], c.tags.holders[id] = id, held
 	return held, nil
+}
+
+// readTags asks anew which pools have the tags that were asked for, and has the
+// namespaces looked at whose pools have lost one.
+func (c *Client) readTags(ctx context.Context) error {
+	lost, err := c.lostTags(ctx)
+	touched := map[Ref]bool{}
+	c.cache.mu.Lock()
+	for _, id := range lost {
+		if o := c.cache.objects[poolRef(id)]; o != nil {
+			c.cache.touched(poolRef(id), o, touched)
+		}
+	}
+	c.cache.mu.Unlock()
+	c.cache.tell(touched)
+	return err
+}
+
+// lostTags are pools without a tag that they had.
+func (c *Client) lostTags(ctx context.Context) (pools []string, err error) {
+	c.tags.mu.Lock()
+	defer c.tags.mu.Unlock()
+	for id, held := range c.tags.holders {
+		now := map[string]bool{}
+		err := c.tagging(ctx, func(m *vapi.Manager) error {
+			objects, err := m.ListAttachedObjects(ctx, id)
+			for _, o := range objects {
+				now[o.Reference().Value] = true
+			}
+			return err
+		})
+		gone := rest.IsStatusError(err, http.StatusNotFound)
+		if err != nil && !gone {
+			return pools, tagError("read what has tag "+id, err) // what is known stays
+		}
+		for pool := range held {
+			if !now[pool] {
+				pools = append(pools, pool)
+			}
+		}
+		c.tags.holders[id] = now
+		if gone { // whoever asks for it next is told
+			delete(c.tags.holders, id)
+			maps.DeleteFunc(c.tags.byName, func(_, other string) bool { return other == id })
+		}
+	}
+	return pools, nil
 }
 
 func findTag(ctx context.Context, m *vapi.Manager, tag string) (string, error) {

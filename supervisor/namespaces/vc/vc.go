@@ -41,7 +41,8 @@ import (
 // Custom attributes on pools and folders.
 const (
 	// AttributeOwner says whose the object is: "<supervisor id>/<namespace
-	// uid>/<namespace name>". What lacks it is not ours.
+	// uid>/<namespace name>/<the object's own id>". What lacks it is not ours,
+	// nor is what it was copied onto.
 	AttributeOwner = "atoll.owner"
 	// AttributeDescription is Namespace.Description, for people.
 	AttributeDescription = "atoll.description"
@@ -134,10 +135,10 @@ type State struct {
 	Ref
 	Pools  []PoolState // those that bear the owner mark, in the order of zones
 	Folder *FolderState
-	// Access is what is set on the pools; where they differ from one another or
-	// from the folder, AccessUneven is set.
+	// Access is what is set on the pools and the folder. Where they differ from
+	// one another, AccessUneven has each list once, and Access is the first.
 	Access       []Access
-	AccessUneven bool
+	AccessUneven [][]Access
 }
 
 // A PoolState is one resource pool.

@@ -72,6 +72,8 @@ type Host struct {
 	MHz int
 	// Memory in bytes; 0: unknown, shown as 4 GiB.
 	Memory int64
+	// State is how it is.
+	State HostState
 }
 
 // A Datastore of the inventory.

@@ -2,6 +2,7 @@ package vcsim
 
 import (
 	"reflect"
+	"slices"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -123,13 +124,30 @@ func (c *call) logUserEvent() soap.HasFault {
 	return &methods.LogUserEventBody{Res: &types.LogUserEventResponse{}}
 }
 
-// userGroups searches users and groups.
+// userGroups searches users and groups; of a user or of a group, if that is
+// asked for. Groups hold no groups here.
 func (c *call) userGroups() soap.HasFault {
 	r := c.body.(*types.RetrieveUserGroups)
 	res := &types.RetrieveUserGroupsResponse{}
 	users, groups := c.s.users.names()
+	among := func(n string, group bool) bool {
+		if r.BelongsToUser != "" {
+			id, err := c.s.users.Lookup(r.BelongsToUser)
+			if !group || err != nil || !slices.Contains(id.Groups, c.s.users.spelled(n, true)) {
+				return false
+			}
+		}
+		if r.BelongsToGroup != "" {
+			id, err := c.s.users.Lookup(n)
+			return !group && err == nil && slices.Contains(id.Groups, c.s.users.spelled(r.BelongsToGroup, true))
+		}
+		return true
+	}
 	add := func(names []string, group bool) {
 		for _, n := range names {
+			if !among(n, group) {
+				continue
+			}
 			if c.s.users.matches(n, r.SearchStr, r.ExactMatch) {
 				res.Returnval = append(res.Returnval, &types.UserSearchResult{Principal: n, FullName: n, Group: group})
 			}

@@ -65,13 +65,6 @@ func (f *Faults) Add(rule Fault) (remove func()) {
 	}
 }
 
-// Clear takes all rules back.
-func (f *Faults) Clear() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.rules = nil
-}
-
 // Calls returns how often each method was called since the start, by SOAP
 // method, or REST method and path pattern. Calls that the server makes itself
 // are not counted.

@@ -159,7 +159,7 @@ func (c *call) rename() soap.HasFault {
 	r := c.body.(*types.Rename_Task)
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if c.s.fixed(c.this) {
+	if c.s.fixed(c.this) || c.this.Type == "HostSystem" {
 		return c.task(nil, &types.NotSupported{RuntimeFault: reason("this object's name follows from the configuration of the embedded vCenter")}, false)
 	}
 	if _, mirror := c.s.mirrorOf(c.this); mirror {

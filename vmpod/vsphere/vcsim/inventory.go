@@ -33,6 +33,7 @@ type inventory struct {
 	client *vim25.Client // in process, before the hook is there: unchecked
 	dc     *simulator.Datacenter
 	hosts  map[string]types.ManagedObjectReference // by name
+	shown  map[types.ManagedObjectReference]Host   // those of ShowHost, as they are
 	stores map[string]types.ManagedObjectReference
 	parts  []string // what has been made, ever, in this order
 }
@@ -51,7 +52,7 @@ func (s *Server) build() error {
 	if err != nil {
 		return fmt.Errorf("vcsim: %w", err)
 	}
-	s.inventory = inventory{client: client, hosts: map[string]types.ManagedObjectReference{}, stores: map[string]types.ManagedObjectReference{}}
+	s.inventory = inventory{client: client, hosts: map[string]types.ManagedObjectReference{}, shown: map[types.ManagedObjectReference]Host{}, stores: map[string]types.ManagedObjectReference{}}
 	if err := s.loadSelf(); err != nil {
 		return err
 	}
@@ -128,7 +129,11 @@ func (s *Server) rootPool(p *simulator.ResourcePool) {
 		return types.ResourceAllocationInfo{Reservation: types.NewInt64(n), Limit: types.NewInt64(n), ExpandableReservation: types.NewBool(false), Shares: &types.SharesInfo{Level: types.SharesLevelNormal, Shares: 4000}}
 	}
 	config := types.ResourceConfigSpec{Entity: &p.Self, ChangeVersion: "1", CpuAllocation: fixed(int64(summary.EffectiveCpu)), MemoryAllocation: fixed(summary.EffectiveMemory)}
-	s.shares[p.Self] = &share{have: allocations(config)}
+	if root := s.shares[p.Self]; root != nil {
+		root.set(allocations(config))
+	} else {
+		s.shares[p.Self] = &share{have: allocations(config)}
+	}
 	s.update(p, set("config", config), set("runtime", types.ResourcePoolRuntimeInfo{OverallStatus: types.ManagedEntityStatusGreen}), set("summary", poolSummary(p.Name, config, types.ResourcePoolRuntimeInfo{})))
 	s.refreshRuntime(p)
 }
@@ -267,28 +272,10 @@ func (s *Server) addHost(ctx context.Context, cluster *object.ClusterComputeReso
 	}
 	ref := info.Result.(types.ManagedObjectReference)
 	s.inventory.hosts[h.Name] = ref
-	host := s.vim.Get(ref).(*simulator.HostSystem)
-	s.locked(host, func() {
-		hw := host.Summary.Hardware
-		if h.CPUs > 0 {
-			hw.NumCpuCores, hw.NumCpuThreads = int16(h.CPUs), int16(h.CPUs)
-		}
-		if h.MHz > 0 {
-			hw.CpuMhz = int32(h.MHz)
-		}
-		if h.Memory > 0 {
-			hw.MemorySize = h.Memory
-		}
-		hw.Vendor, hw.Model, hw.CpuModel = "Atoll", "KVM node", ""
-		host.Summary.QuickStats = types.HostListSummaryQuickStats{} // nobody measures it here
-		host.Hardware.MemorySize = hw.MemorySize
-		host.Hardware.CpuInfo.NumCpuCores, host.Hardware.CpuInfo.NumCpuThreads = hw.NumCpuCores, hw.NumCpuThreads
-		host.Hardware.CpuInfo.Hz = int64(hw.CpuMhz) * 1_000_000
-		if gone {
-			host.Runtime.ConnectionState = types.HostSystemConnectionStateNotResponding
-			host.Summary.OverallStatus = types.ManagedEntityStatusRed
-		}
-	})
+	if gone {
+		h.State = HostNotResponding
+	}
+	s.describeHost(ref, h)
 	return nil
 }
 

@@ -28,13 +28,14 @@ type vcenterRecord struct {
 	LastField    int32    `json:"lastField"`
 }
 
-// An objectRecord is one entity. Parent, Name, Config and Mirror are of those
+// An objectRecord is one entity. Parent, Name, Config, Mirror and Host are of those
 // that users or pods made; of others what was set on them is kept alone.
 type objectRecord struct {
 	Parent      string                    `json:"parent,omitempty"`
 	Name        string                    `json:"name,omitempty"`
 	Config      *types.ResourceConfigSpec `json:"config,omitempty"`
 	Mirror      *Mirror                   `json:"mirror,omitempty"`
+	Host        *Host                     `json:"host,omitempty"`
 	Values      map[int32]string          `json:"values,omitempty"`
 	Permissions []types.Permission        `json:"permissions,omitempty"`
 }
@@ -79,6 +80,9 @@ func (s *Server) save(refs ...types.ManagedObjectReference) error {
 				r.Mirror = &m
 			}
 			s.mirrors.mu.RUnlock()
+			if h, ok := s.inventory.shown[ref]; ok {
+				r.Host = &h
+			}
 		}
 		values[keyOf(ref)] = r
 		if n := idNumber(ref); n > s.lastID {
@@ -175,6 +179,13 @@ func (s *Server) restore() error {
 			return err
 		}
 		records[types.ManagedObjectReference{Type: kind, Value: id}] = r
+	}
+	for _, ref := range slices.SortedFunc(maps.Keys(records), compareRefs) {
+		if r := records[ref]; r.Host != nil {
+			if err := s.restoreHost(ref, r.Parent, *r.Host); err != nil {
+				return err
+			}
+		}
 	}
 	for _, kind := range []string{"Folder", "ResourcePool", "VirtualMachine"} {
 		for _, ref := range slices.SortedFunc(maps.Keys(records), compareRefs) {

@@ -33,7 +33,7 @@ type Mirror struct {
 	// HostName is the guest's own name, MAC that of its interface, DiskUUID
 	// that of its writable disk; each may be empty.
 	HostName, MAC, DiskUUID string
-	// Host is the node's name, one of Config.Clusters.
+	// Host is the node's name, one of Config.Clusters or of ShowHost.
 	Host string
 	// Pool and Folder are managed object ids ("resgroup-42", "group-v42");
 	// empty: the host's cluster's root pool, the datacenter's VM folder.

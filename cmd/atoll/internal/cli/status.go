@@ -101,8 +101,10 @@ func namespaceTable(w io.Writer, all []cluster.Namespace) {
 
 func shareText(s cluster.Share) string {
 	switch {
-	case s.Limit == nil:
+	case s.Limit == nil && s.Used == nil:
 		return "-"
+	case s.Limit == nil:
+		return s.Used.String()
 	case s.Used == nil:
 		return "? of " + s.Limit.String()
 	}

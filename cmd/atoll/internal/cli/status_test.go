@@ -15,6 +15,7 @@ func TestStatusShowsNamespaces(t *testing.T) {
 	st := cluster.Status{Namespaces: []cluster.Namespace{
 		{Name: "shop", Synced: true, CPU: cluster.Share{Used: &used, Limit: &cores}, Pools: []string{"resgroup-1", "resgroup-2"}},
 		{Name: "till", Reason: "NoPermission"},
+		{Name: "free", Synced: true, CPU: cluster.Share{Used: &used}},
 	}}
 	var out bytes.Buffer
 	if err := statusTable(&out, st); err != nil {
@@ -29,6 +30,7 @@ func TestStatusShowsNamespaces(t *testing.T) {
 		"NAMESPACE SYNCED CPU MEMORY POOLS",
 		"shop yes 500m of 4 - resgroup-1,resgroup-2",
 		"till no (NoPermission) - - -",
+		"free yes 500m - -",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, out.String())

@@ -16,12 +16,14 @@ import (
 	"github.com/openatoll/atoll/cmd/atoll/internal/cluster"
 	"github.com/openatoll/atoll/cmd/atoll/internal/preflight"
 	"github.com/openatoll/atoll/supervisor/controlplane"
+	"github.com/openatoll/atoll/supervisor/login"
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
 
 func newUp(g *globals) *cobra.Command {
-	var isolated, foreground bool
+	var isolated, foreground, apart bool
 	var node, guest string
+	var lifetime time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Bring the cluster up",
@@ -44,12 +46,20 @@ when pods can be run. Run again, it finds what runs and starts what has died.`,
 			if cmd.Flags().Changed("isolated") {
 				opt.Isolated = &isolated
 			}
+			if cmd.Flags().Changed("namespaces-apart") {
+				opt.NamespacesApart = &apart
+			}
+			if cmd.Flags().Changed("token-lifetime") {
+				opt.TokenLifetime = &lifetime
+			}
 			return runUp(cmd.Context(), cmd.OutOrStdout(), l, opt, foreground)
 		},
 	}
 	f := cmd.Flags()
+	f.DurationVar(&lifetime, "token-lifetime", login.DefaultTokenLifetime, "how long a login by `kubectl atoll login` is good, 5m to 24h")
 	f.BoolVar(&isolated, "isolated", false, "put everything into a network namespace of its own, without a route out")
 	f.BoolVar(&foreground, "foreground", false, "stay, and take the cluster down at Ctrl-C")
+	f.BoolVar(&apart, "namespaces-apart", false, "leave keeping namespaces in step with vSphere to atoll-namespaces, a program of its own")
 	f.StringVar(&node, "node-name", "", "the node's name (default: this host's)")
 	f.StringVar(&guest, "guest", "", "directory of the pod VMs' kernel and initramfs (default: as built)")
 	return cmd

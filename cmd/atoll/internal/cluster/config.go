@@ -23,6 +23,10 @@ func ControlPlaneConfig(l Layout, s State) controlplane.Config {
 		// that is all: a host without resolv.conf is no reason to fail.
 		c.DNSUpstreams, _ = controlplane.HostResolvers("/etc/resolv.conf")
 	}
+	c.NamespacesApart = s.NamespacesApart
+	if s.TokenLifetime != 0 {
+		c.TokenLifetime = s.TokenLifetime
+	}
 	c.VCenter = &controlplane.VCenter{Port: controlplane.DefaultVCenterPort}
 	if s.Node != "" {
 		c.VCenter.Hosts = []vcsim.Host{thisHost(s.Node)}

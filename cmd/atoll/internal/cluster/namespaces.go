@@ -28,7 +28,7 @@ type Namespace struct {
 	Pools []string `json:"pools"`
 }
 
-// A Share is use and limit; nil where there is no limit, or none is known.
+// A Share is use and limit; nil where there is no limit, or no use is known yet.
 type Share struct {
 	Used  *resource.Quantity `json:"used,omitempty"`
 	Limit *resource.Quantity `json:"limit,omitempty"`

@@ -13,6 +13,7 @@ import (
 
 	"github.com/openatoll/atoll/cmd/atoll/internal/hostnet"
 	"github.com/openatoll/atoll/cmd/atoll/internal/process"
+	"github.com/openatoll/atoll/supervisor/login"
 )
 
 // Limits on how long a step of `up` may take, generous for a machine without
@@ -28,6 +29,10 @@ const (
 type Options struct {
 	// Isolated is nil to keep what the data directory was made with.
 	Isolated *bool
+	// NamespacesApart is nil to keep what was chosen before.
+	NamespacesApart *bool
+	// TokenLifetime of logins, 5 min to 24 h; nil to keep what was chosen before.
+	TokenLifetime *time.Duration
 	// Node is the Node's name; empty: as recorded, else the host's name.
 	Node string
 	// Assets are the binaries, guest and images to use.
@@ -100,6 +105,25 @@ func chooseState(l Layout, opt Options) (State, error) {
 			return s, fmt.Errorf("the cluster in %s runs with --isolated=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), s.Isolated, errdefs.ErrFailedPrecondition)
 		}
 		s.Isolated = *opt.Isolated
+	}
+	if opt.NamespacesApart != nil {
+		if s.NamespacesApart != *opt.NamespacesApart && len(Running(l)) > 0 {
+			return s, fmt.Errorf("the cluster in %s runs with --namespaces-apart=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), s.NamespacesApart, errdefs.ErrFailedPrecondition)
+		}
+		s.NamespacesApart = *opt.NamespacesApart
+	}
+	if opt.TokenLifetime != nil {
+		if err := login.CheckTokenLifetime(*opt.TokenLifetime); err != nil {
+			return s, err
+		}
+		was := s.TokenLifetime
+		if was == 0 {
+			was = login.DefaultTokenLifetime
+		}
+		if was != *opt.TokenLifetime && len(Running(l)) > 0 {
+			return s, fmt.Errorf("the cluster in %s runs with --token-lifetime=%v; `atoll down` first, or leave the flag out: %w", l.DataDir(), was, errdefs.ErrFailedPrecondition)
+		}
+		s.TokenLifetime = *opt.TokenLifetime
 	}
 	if opt.Node == "" && s.Node == "" {
 		s.Node, err = DefaultNodeName()

@@ -91,13 +91,13 @@ func processes(s Scope) ([]Leftover, error) {
 // served is where the server of a pod's host directory has it mounted.
 var served = regexp.MustCompile(`=/.*/vms/[^/]+/shares/[^/]+$`)
 
-// ours recognises supervisors, node agents, pod VMs and the servers of the
-// host directories that those share.
+// ours recognises supervisors, controllers of namespaces, node agents, pod VMs
+// and the servers of the host directories that those share.
 func ours(argv []string) bool {
 	switch filepath.Base(argv[0]) {
 	case "atoll":
 		return len(argv) > 1 && argv[1] == "supervisor"
-	case "spherelet":
+	case "atoll-namespaces", "spherelet":
 		return true
 	case "virtiofsd":
 		return slices.ContainsFunc(argv, served.MatchString)
