@@ -94,7 +94,7 @@ func (m *Machine) has(dev vmpod.Device) (bool, error) {
 	t := m.table()
 	for _, d := range t.Disks {
 		if dev.Disk != nil && d.ID == dev.Disk.ID {
-			if d.Disk != *dev.Disk {
+			if !d.Disk.Equal(*dev.Disk) {
 				return false, fmt.Errorf("disk %s is there with other properties: unplug it first: %w", d.ID, errdefs.ErrAlreadyExists)
 			}
 			return true, nil
