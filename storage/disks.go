@@ -44,7 +44,9 @@ type Volumes interface {
 	// Create makes the volume a claim asks for, or returns the one of that
 	// name if the claim could have made it (equal policy, source and topology
 	// that fit, at least the size asked for), else ErrAlreadyExists. A volume
-	// reads as zeroes, or as its source did. Nothing counts until it is whole.
+	// reads as zeroes, or as its source did; of an encrypted one only the first
+	// MiB does, the rest is noise until it is written. Nothing counts until it
+	// is whole.
 	Create(ctx context.Context, c Claim) (Volume, error)
 	// Get finds a volume by ID.
 	Get(ctx context.Context, id string) (Volume, error)
@@ -263,6 +265,8 @@ type Attachment struct {
 	// Backing are the files below a qcow2 file, nearest first, opened read-only.
 	Backing  []Layer
 	ReadOnly bool
+	// Thick: the guest's discards must not give the reserved bytes back.
+	Thick bool
 	// IOPS and BytesPerSecond bound the device, 0 is no bound.
 	IOPS, BytesPerSecond int64
 	// Key opens a FormatLUKS file.

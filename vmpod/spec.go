@@ -102,6 +102,8 @@ type Volume struct {
 	// Backing are the files below a qcow2 file, nearest first. They are opened
 	// read-only; what the files themselves say is below them does not count.
 	Backing []DiskFile `json:"backing,omitempty"`
+	// Thick: the guest's discards do not give space back to the host.
+	Thick bool `json:"thick,omitempty"`
 	// IOPS and BytesPerSecond bound reads and writes together, 0 is no bound.
 	// Drivers that leave that to the hypervisor's storage policy ignore them.
 	IOPS           int64 `json:"iops,omitempty"`
@@ -124,7 +126,7 @@ func (d Disk) Equal(o Disk) bool {
 	if d != o || (a == nil) != (b == nil) {
 		return false
 	}
-	return a == nil || a.ID == b.ID && slices.Equal(a.Backing, b.Backing) && a.IOPS == b.IOPS && a.BytesPerSecond == b.BytesPerSecond
+	return a == nil || a.ID == b.ID && slices.Equal(a.Backing, b.Backing) && a.Thick == b.Thick && a.IOPS == b.IOPS && a.BytesPerSecond == b.BytesPerSecond
 }
 
 // A NIC is one network interface. The host side (a persistent tap) exists
