@@ -126,6 +126,27 @@ const (
 	DiskErased      Point = "disk/remove/erased"
 )
 
+// Points of the volumes in a host's datastores.
+const (
+	VolumeIntended        Point = "volume/create/intent-recorded"
+	VolumeFileMade        Point = "volume/create/file-made"
+	VolumeCopyIntended    Point = "volume/copy/intent-recorded"
+	VolumeCopied          Point = "volume/copy/file-made"
+	VolumeOverlayIntended Point = "volume/overlay/intent-recorded"
+	VolumeOverlayMade     Point = "volume/overlay/file-made"
+	VolumeOverlaid        Point = "volume/overlay/source-recorded"
+	VolumeReady           Point = "volume/create/recorded"
+	SnapshotCopied        Point = "volume/snapshot/file-made"
+	SnapshotReady         Point = "volume/snapshot/recorded"
+	VolumeLeased          Point = "volume/attach/lease-recorded"
+	VolumeGrowing         Point = "volume/expand/intent-recorded"
+	VolumeGrown           Point = "volume/expand/file-grown"
+	VolumeLeaseEnded      Point = "volume/detach/lease-erased"
+	VolumeDeleting        Point = "volume/delete/intent-recorded"
+	VolumeFilesErased     Point = "volume/delete/files-erased"
+	VolumeErased          Point = "volume/delete/record-erased"
+)
+
 // Points of the image store.
 const (
 	PullLeased        Point = "image/pull/leased"
@@ -165,4 +186,11 @@ var All = []Point{
 	ReclaimBegun, EraseCgroups, EraseSockets, EraseDirHalf, EraseDirComplete, ReclaimMachineRemoved,
 	DiskErased, ReclaimPartsRemoved, ReclaimIntentDropped, RemovePodContainers, RemovePodErased,
 	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased, ImageLayersForgot,
+}
+
+// Volumes are the points that a pod meets only with volumes: the crash matrix
+// leaves them to the tests of who keeps volumes.
+var Volumes = []Point{
+	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
+	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
 }
