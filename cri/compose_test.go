@@ -249,9 +249,8 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("admission lets SELinux options through, and here: %v", err)
 	}
 	for field, change := range map[string]func(*runtimeapi.ContainerConfig){
-		"devices": func(c *runtimeapi.ContainerConfig) { c.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse"}} },
-		"CDI":     func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} },
-		"image":   func(c *runtimeapi.ContainerConfig) { c.Image = nil },
+		"CDI":   func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} },
+		"image": func(c *runtimeapi.ContainerConfig) { c.Image = nil },
 		"run_as_user": func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
 		},

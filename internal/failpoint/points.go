@@ -25,6 +25,18 @@ const (
 	CreateRecorded        Point = "cri/create/container-recorded"
 )
 
+// Points of volumes that are disks, in the order in which a pod meets them.
+const (
+	DiskNoted     Point = "cri/volume/intent-recorded"
+	DiskAttached  Point = "cri/volume/attached"
+	DiskPlugged   Point = "cri/volume/plugged"
+	DiskFilled    Point = "cri/volume/formatted"
+	DiskMounted   Point = "cri/volume/mounted"
+	DiskResized   Point = "cri/volume/resized"
+	DiskUnmounted Point = "cri/volume/unmounted"
+	DiskDetached  Point = "cri/volume/detached"
+)
+
 // Points of StartContainer.
 const (
 	StartLogOpen       Point = "cri/start/log-open"
@@ -70,17 +82,20 @@ const (
 
 // Points of the QEMU driver.
 const (
-	LaunchDirHalf    Point = "qemu/launch/directory-half-made"
-	LaunchDirMade    Point = "qemu/launch/directory-made"
-	LaunchListening  Point = "qemu/launch/sockets-listening"
-	LaunchStarted    Point = "qemu/launch/process-started"
-	LaunchRecorded   Point = "qemu/launch/process-recorded"
-	LaunchMonitored  Point = "qemu/launch/monitor-answered"
-	LaunchAccounted  Point = "qemu/launch/cgroups-made"
-	LaunchContinued  Point = "qemu/launch/cpus-started"
-	PlugRecorded     Point = "qemu/plug/intent-recorded"
-	PlugNodeAdded    Point = "qemu/plug/node-added"
-	PlugDeviceAdded  Point = "qemu/plug/device-added"
+	LaunchDirHalf   Point = "qemu/launch/directory-half-made"
+	LaunchDirMade   Point = "qemu/launch/directory-made"
+	LaunchListening Point = "qemu/launch/sockets-listening"
+	LaunchStarted   Point = "qemu/launch/process-started"
+	LaunchRecorded  Point = "qemu/launch/process-recorded"
+	LaunchMonitored Point = "qemu/launch/monitor-answered"
+	LaunchAccounted Point = "qemu/launch/cgroups-made"
+	LaunchContinued Point = "qemu/launch/cpus-started"
+	PlugRecorded    Point = "qemu/plug/intent-recorded"
+	PlugNodeAdded   Point = "qemu/plug/node-added"
+	PlugDeviceAdded Point = "qemu/plug/device-added"
+
+	PlugVolumeNodeAdded Point = "qemu/plug/volume-node-added"
+
 	QuitIntended     Point = "qemu/stop/intent-recorded"
 	QuitGone         Point = "qemu/stop/process-gone"
 	QuitRecorded     Point = "qemu/stop/exit-recorded"
@@ -191,6 +206,8 @@ var All = []Point{
 // Volumes are the points that a pod meets only with volumes: the crash matrix
 // leaves them to the tests of who keeps volumes.
 var Volumes = []Point{
+	PlugVolumeNodeAdded,
 	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
 	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
+	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskResized, DiskUnmounted, DiskDetached,
 }
