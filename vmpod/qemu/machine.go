@@ -47,6 +47,8 @@ type Machine struct {
 	connected chan struct{} // closed when qmp is set, replaced when it is lost
 	seen      evidence
 	faults    diskFaults
+	stalls    int  // how often a full datastore has paused it
+	awaiting  bool // somebody waits for room to let it go on
 	devices   deviceTable
 	extent    *vmpod.Extent // what QEMU said last; nil before it was asked
 	agent     *agentConn
@@ -181,8 +183,11 @@ func (m *Machine) ping(ctx context.Context) error {
 	if err := q.run(ctx, "query-status", nil, &s); err != nil {
 		return err
 	}
-	if s.Status == "paused" {
+	switch s.Status {
+	case "paused":
 		return errVMPaused
+	case ioErrorState:
+		return errDatastoreFull
 	}
 	return nil
 }
