@@ -212,6 +212,8 @@ type Paths struct {
 	// Volumes is the default datastore, VolumeState what the back end of volumes
 	// remembers.
 	Volumes, VolumeState string
+	// Formatting is where file systems of volumes are made before they are sent.
+	Formatting string
 	// Cgroup holds the VMs of this data directory, relative to the root of
 	// the host's hierarchies.
 	Cgroup        string
@@ -227,7 +229,7 @@ func PathsOf(c *v1alpha1.SphereletConfiguration) Paths {
 		Kubelet: d("kubelet"), KubeletReal: d("kubelet"),
 		Cgroup:    "atoll/" + instance(c.DataDir),
 		CRISocket: filepath.Join(c.RunDir, "cri.sock"), CSISocket: filepath.Join(c.RunDir, "csi.sock"),
-		Volumes: d("volumes"), VolumeState: d("datastores"),
+		Volumes: d("volumes"), VolumeState: d("datastores"), Formatting: d("formatting"),
 		Version: d("version"), Lock: filepath.Join(c.RunDir, "spherelet.lock"),
 	}
 	if len(p.Kubelet)+max(len(podResourcesSocketBelow), len(RegistrationSocketBelow)) > socketPathMax {

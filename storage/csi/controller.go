@@ -2,9 +2,12 @@ package csi
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -101,7 +104,7 @@ func (d *Driver) claimOf(ctx context.Context, req *csi.CreateVolumeRequest) (c s
 	if err := checkRange(size); err != nil {
 		return c, err
 	}
-	c = storage.Claim{Name: req.Name, Bytes: size.GetRequiredBytes(), Labels: map[string]string{}}
+	c = storage.Claim{Name: shortName(req.Name), Bytes: size.GetRequiredBytes(), Labels: map[string]string{}}
 	if c.Policy, err = d.policyOf(ctx, req.GetParameters()); errdefs.IsNotFound(err) {
 		// NotFound would mean the source of the volume.
 		return c, invalid("volume %s: %v", req.Name, err)
@@ -126,6 +129,19 @@ func (d *Driver) claimOf(ctx context.Context, req *csi.CreateVolumeRequest) (c s
 		}
 	}
 	return c, nil
+}
+
+// plainName is what the store takes as a name.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// shortName is the name of a volume or snapshot in the store: CSI's may have 128
+// characters, any at all.
+func shortName(name string) string {
+	if plainName.MatchString(name) {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "h-" + hex.EncodeToString(sum[:20])
 }
 
 // defaultBytes is the size of a volume that is asked for without one.

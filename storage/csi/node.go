@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -22,10 +23,34 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
-// nodeLocks serialise what is done at one target path.
+// nodeLocks serialise what is done at one target path, and remember where a
+// volume was published last.
 type nodeLocks struct {
-	mu    sync.Mutex
-	paths map[string]*pathLock
+	mu      sync.Mutex
+	paths   map[string]*pathLock
+	targets map[string]string // by volume ID
+}
+
+func (n *nodeLocks) note(volumeID, target string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.targets == nil {
+		n.targets = map[string]string{}
+	}
+	n.targets[volumeID] = target
+}
+
+// forget drops the volumes that were published at a target.
+func (n *nodeLocks) forget(target string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.targets, func(_, t string) bool { return t == target })
+}
+
+func (n *nodeLocks) target(volumeID string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.targets[volumeID]
 }
 
 type pathLock struct {
@@ -125,10 +150,35 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err != nil {
 		return nil, err
 	}
-	if record.Disk.Block {
-		return &csi.NodePublishVolumeResponse{}, publishBlock(target, record)
+	if err := d.alone(v.ID, target, req.VolumeCapability); err != nil {
+		return nil, err
 	}
-	return &csi.NodePublishVolumeResponse{}, publishMount(target, record)
+	publish := publishMount
+	if record.Disk.Block {
+		publish = publishBlock
+	}
+	if err := publish(target, record); err != nil {
+		return nil, err
+	}
+	d.node.note(v.ID, target)
+	return &csi.NodePublishVolumeResponse{}, nil
+}
+
+// alone refuses a second target to a volume of one pod, with the reason, long
+// before storage.Attacher would. What was published before this process started
+// is not known here.
+func (d *Driver) alone(volumeID, target string, c *csi.VolumeCapability) error {
+	if c.GetAccessMode().GetMode() != csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER {
+		return nil
+	}
+	other := d.node.target(volumeID)
+	if other == "" || other == target {
+		return nil
+	}
+	if r, err := publishedRecord(other); err != nil || r.Disk.VolumeID != volumeID {
+		return nil
+	}
+	return status.Errorf(codes.FailedPrecondition, "volume %s is ReadWriteOncePod and published at %s for pod %s: delete that pod first", volumeID, other, podOf(other))
 }
 
 // published is the volume to publish: one that is there, or one that is made
@@ -198,7 +248,11 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if err := d.deleteInline(ctx, req.VolumeId); err != nil {
 		return nil, err
 	}
-	return &csi.NodeUnpublishVolumeResponse{}, unpublish(target)
+	if err := unpublish(target); err != nil {
+		return nil, err
+	}
+	d.node.forget(target)
+	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
 // unpublish removes a record and nothing else.

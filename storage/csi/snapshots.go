@@ -31,7 +31,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 		}
 		labels[label] = v
 	}
-	s, err := d.disks.Snapshot(ctx, req.SourceVolumeId, req.Name, labels)
+	s, err := d.disks.Snapshot(ctx, req.SourceVolumeId, shortName(req.Name), labels)
 	if err != nil {
 		return nil, err
 	}
