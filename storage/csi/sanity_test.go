@@ -92,20 +92,25 @@ func TestSanity(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			socket := serve(t, dir, openLocal(t, dir, tt.format))
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			out, err := exec.CommandContext(ctx, program, "-csi.endpoint=unix://"+socket, "-csi.testvolumeaccesstype="+tt.access,
-				"-csi.mountdir="+filepath.Join(dir, "mnt"), "-csi.stagingdir="+filepath.Join(dir, "staging"),
-				"-csi.testvolumesize=16777216", "-csi.testvolumeexpandsize=33554432", "-ginkgo.no-color").CombinedOutput()
-			t.Logf("%s", tail(string(out), 60))
-			if err != nil {
-				t.Errorf("csi-sanity: %v; again: %s -csi.endpoint=unix://SOCKET", err, program)
-			}
-			if !strings.Contains(string(out), " 0 Failed") || strings.Contains(string(out), "Ran 0 of") {
-				t.Error("csi-sanity ran nothing, or did not tell")
-			}
+			sanity(t, program, dir, serve(t, dir, openLocal(t, dir, tt.format)), tt.access)
 		})
+	}
+}
+
+// sanity runs the suite against a socket.
+func sanity(t *testing.T, program, dir, socket, access string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, "-csi.endpoint=unix://"+socket, "-csi.testvolumeaccesstype="+access,
+		"-csi.mountdir="+filepath.Join(dir, "mnt"), "-csi.stagingdir="+filepath.Join(dir, "staging"),
+		"-csi.testvolumesize=16777216", "-csi.testvolumeexpandsize=33554432", "-ginkgo.no-color").CombinedOutput()
+	t.Logf("%s", tail(string(out), 60))
+	if err != nil {
+		t.Errorf("csi-sanity: %v; again: %s -csi.endpoint=unix://SOCKET", err, program)
+	}
+	if !strings.Contains(string(out), " 0 Failed") || strings.Contains(string(out), "Ran 0 of") {
+		t.Error("csi-sanity ran nothing, or did not tell")
 	}
 }
 
