@@ -1306,12 +1306,14 @@ func (x *AddVolumeResponse) GetBytes() int64 {
 // cut off: from before its first byte until after its last one, a mark is in the
 // first sector.
 type VolumeDisk struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Serial   string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`                      // finds the device
-	FsType   string                 `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`        // ext4 or xfs; empty with block
-	Options  []string               `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`                    // of the mount; what vmpod.CheckMountOptions refuses is refused here too
-	ReadOnly bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // mounted so, without replaying a journal; never formatted
-	Block    bool                   `protobuf:"varint,5,opt,name=block,proto3" json:"block,omitempty"`                       // no file system: containers get the device itself
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Serial  string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`               // finds the device
+	FsType  string                 `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"` // ext4 or xfs; empty with block
+	Options []string               `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`             // of the mount; what vmpod.CheckMountOptions refuses is refused here too
+	// The device is read-only, and it is mounted so. It is never formatted, and
+	// FAILED_PRECONDITION if a journal has to be replayed first.
+	ReadOnly bool `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Block    bool `protobuf:"varint,5,opt,name=block,proto3" json:"block,omitempty"` // no file system: containers get the device itself
 	// The group of has_fs_group owns all that is in the volume, each time that it
 	// is mounted; with this, only if its root does not have that group yet.
 	FsGroupOnRootMismatch bool `protobuf:"varint,6,opt,name=fs_group_on_root_mismatch,json=fsGroupOnRootMismatch,proto3" json:"fs_group_on_root_mismatch,omitempty"`

@@ -192,14 +192,10 @@ func mountFileSystem(device, dir string, d *agentapi.VolumeDisk) error {
 		loadModules(append(channel, rest...))
 		err = unix.Mount(device, dir, d.FsType, flags, strings.Join(data, ","))
 	}
-	if d.ReadOnly && errors.Is(err, unix.EROFS) {
-		// Its last VM was cut off, and what its journal has cannot be put in
-		// place on a disk that is not to be written.
-		slog.Warn("a read-only disk has a journal that was not replayed", "serial", d.Serial)
-		data = append(data, map[string]string{"ext4": "noload", "xfs": "norecovery"}[d.FsType])
-		err = unix.Mount(device, dir, d.FsType, flags, strings.Join(data, ","))
-	}
 	switch {
+	case d.ReadOnly && errors.Is(err, unix.EROFS):
+		// Without its journal, what was acknowledged would be missing.
+		return fmt.Errorf("its last VM was cut off, and the journal has to be replayed, which a read-only disk cannot: let a pod mount it writable once: %w", errdefs.ErrFailedPrecondition)
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("the guest's kernel has no %s: %w", d.FsType, errdefs.ErrNotImplemented)
 	case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EIO), errors.Is(err, unix.EINVAL):
