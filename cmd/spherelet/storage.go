@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -26,7 +27,7 @@ func openVolumes(ctx context.Context, c *v1alpha1.SphereletConfiguration, p conf
 	if c.Storage.Disabled || len(c.Storage.Datastores) == 0 {
 		return nil, nil
 	}
-	dc := local.DisksConfig{Host: c.NodeName, StateDir: p.VolumeState}
+	dc := local.DisksConfig{Host: c.NodeName, StateDir: p.VolumeState, Log: slog.Default()}
 	for _, d := range c.Storage.Datastores {
 		store := local.Datastore{Name: d.Name, Path: d.Path, MountPoint: d.MountPoint, Shared: d.Shared, Format: d.Format}
 		for _, p := range d.Policies {
@@ -47,6 +48,7 @@ func openVolumes(ctx context.Context, c *v1alpha1.SphereletConfiguration, p conf
 	if err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
+	go disks.KeepAlive(ctx)
 	return disks, nil
 }
 

@@ -197,9 +197,9 @@ func adopt(d Datastore) (string, error) {
 	if err := writeSynced(root, temp, b); err != nil {
 		return "", err
 	}
-	defer root.Remove(temp)
+	defer func() { _ = root.Remove(temp) }() // Renew removes one that is left
 	// Of two hosts that meet an empty directory, one is first.
-	if err := root.Link(temp, markerFile); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := root.Link(temp, markerFile); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	if err := syncDir(root, "."); err != nil {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -166,6 +167,36 @@ func (x *Disks) Renew(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// renewEvery is how often the others hear of this host. Nothing is decided by
+// it: people read it.
+const renewEvery = time.Minute
+
+// KeepAlive calls Renew every minute until ctx ends, and logs what is new.
+func (x *Disks) KeepAlive(ctx context.Context) {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := ""
+		if err := x.Renew(ctx); err != nil {
+			now = err.Error()
+		}
+		switch {
+		case now == said || ctx.Err() != nil:
+		case now == "":
+			x.log.Info("all datastores are there again")
+		default:
+			x.log.Warn("not all datastores are there", "err", now)
+		}
+		said = now
+	}
+}
+
 func (x *Disks) renew(ctx context.Context, d *datastore) error {
 	root, err := d.open()
 	if err != nil {
@@ -208,6 +239,11 @@ func (x *Disks) recover(ctx context.Context, d *datastore, root *os.Root) error 
 	}
 	for _, dir := range []string{volumesDir, snapshotsDir, leasesDir} {
 		errs = append(errs, eraseUnfinished(root, dir))
+	}
+	temps, err := fs.Glob(root.FS(), "."+markerFile+".*")
+	errs = append(errs, err)
+	for _, temp := range temps {
+		errs = append(errs, erase(root, temp))
 	}
 	return errors.Join(errs...)
 }
