@@ -453,10 +453,11 @@ func (c *call) cnsQuery() soap.HasFault {
 		filter = r.Filter
 	}
 	var all []cnstypes.CnsVolume
-	for _, d := range c.seenDisks() {
-		if d.Volume != nil && c.s.selects(filter, d) && (k8s == nil || d.Volume.selectedBy(k8s)) {
-			all = append(all, c.s.shownVolume(d))
-		}
+	asked := func(d *diskRecord) bool {
+		return d.Volume != nil && c.s.selects(filter, d) && (k8s == nil || d.Volume.selectedBy(k8s))
+	}
+	for _, d := range c.seenDisks(asked) {
+		all = append(all, c.s.shownVolume(d))
 	}
 	from, limit := int64(0), int64(maxVolumes)
 	if p := filter.Cursor; p != nil {
@@ -478,10 +479,7 @@ func (c *call) cnsQuery() soap.HasFault {
 func (s *Server) selects(f cnstypes.CnsQueryFilter, d *diskRecord) bool {
 	in := func(list []string, value string) bool { return len(list) == 0 || slices.Contains(list, value) }
 	is := func(want, value string) bool { return want == "" || want == value }
-	var ids []string
-	for _, id := range f.VolumeIds {
-		ids = append(ids, id.Id)
-	}
+	named := len(f.VolumeIds) == 0 || slices.ContainsFunc(f.VolumeIds, func(id cnstypes.CnsVolumeId) bool { return id.Id == d.ID })
 	labelled := len(f.Labels) == 0 || slices.ContainsFunc(f.Labels, func(want types.KeyValue) bool {
 		return slices.ContainsFunc(d.Volume.Entities, func(e entityRecord) bool {
 			v, ok := e.Labels[want.Key]
@@ -489,7 +487,7 @@ func (s *Server) selects(f cnstypes.CnsQueryFilter, d *diskRecord) bool {
 		})
 	})
 	at := s.inventory.stores[d.Datastore]
-	return in(ids, d.ID) && in(f.Names, d.Name) && in(f.ContainerClusterIds, d.Volume.Cluster.ID) && is(f.StoragePolicyId, d.Policy) &&
+	return named && in(f.Names, d.Name) && in(f.ContainerClusterIds, d.Volume.Cluster.ID) && is(f.StoragePolicyId, d.Policy) &&
 		(len(f.Datastores) == 0 || slices.Contains(f.Datastores, at)) && labelled &&
 		is(f.ComplianceStatus, s.complianceOf(d)) && is(f.HealthStatus, "green") && is(f.DatastoreAccessibilityStatus, "accessible")
 }

@@ -311,13 +311,19 @@ func (s *Server) storageObject(d *diskRecord) types.VStorageObject {
 	return o
 }
 
-// seenDisks are those on datastores that the caller may read, by id.
-func (c *call) seenDisks() (all []*diskRecord) {
-	for _, id := range sortedKeys(c.s.disks) {
-		if d := c.s.disks[id]; c.s.has(c.who, privRead, c.s.inventory.stores[d.Datastore]) {
+// seenDisks are those that match, on datastores that the caller may read, by
+// id; nil matches all.
+func (c *call) seenDisks(match func(*diskRecord) bool) (all []*diskRecord) {
+	may := map[string]bool{}
+	for name, ref := range c.s.inventory.stores {
+		may[name] = c.s.has(c.who, privRead, ref)
+	}
+	for _, d := range c.s.disks {
+		if may[d.Datastore] && (match == nil || match(d)) {
 			all = append(all, d)
 		}
 	}
+	slices.SortFunc(all, func(a, b *diskRecord) int { return cmp.Compare(a.ID, b.ID) })
 	return all
 }
 
@@ -326,7 +332,7 @@ func (c *call) fcdList() soap.HasFault {
 	defer c.s.mu.Unlock()
 	if r, ok := c.body.(*types.ListVStorageObject); ok {
 		res := &types.ListVStorageObjectResponse{}
-		for _, d := range c.seenDisks() {
+		for _, d := range c.seenDisks(nil) {
 			if c.s.inventory.stores[d.Datastore] == r.Datastore {
 				res.Returnval = append(res.Returnval, types.ID{Id: d.ID})
 			}
@@ -335,7 +341,7 @@ func (c *call) fcdList() soap.HasFault {
 	}
 	r := c.body.(*vslmtypes.VslmListVStorageObjectForSpec)
 	res := &vslmtypes.VslmVsoVStorageObjectQueryResult{AllRecordsReturned: true}
-	for _, d := range c.seenDisks() {
+	for _, d := range c.seenDisks(nil) {
 		match, fault := c.s.matchesAll(d, r.Query)
 		if fault != nil {
 			return refuse(fault)
@@ -502,13 +508,15 @@ func (c *call) fcdAssociations() soap.HasFault {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	res := &vslmtypes.VslmRetrieveVStorageObjectAssociationsResponse{}
-	seen := c.seenDisks()
 	for _, id := range r.Ids {
 		a := vslmtypes.VslmVsoVStorageObjectAssociations{Id: id}
-		i := slices.IndexFunc(seen, func(d *diskRecord) bool { return d.ID == id.Id })
-		if i < 0 {
-			a.Fault = &types.LocalizedMethodFault{Fault: noDisk(id.Id), LocalizedMessage: "there is no disk " + id.Id}
-		} else if at := seen[i].At; at != nil {
+		d, fault := c.s.disk(id.Id)
+		if fault == nil && !c.s.has(c.who, privRead, c.s.inventory.stores[d.Datastore]) {
+			fault = noPermission(demand{privRead, c.s.inventory.stores[d.Datastore]})
+		}
+		if fault != nil {
+			a.Fault = localized(fault)
+		} else if at := d.At; at != nil {
 			a.VmDiskAssociation = []vslmtypes.VslmVsoVStorageObjectAssociationsVmDiskAssociation{{VmId: at.VM, DiskKey: at.Key}}
 		}
 		res.Returnval = append(res.Returnval, a)
