@@ -2,6 +2,7 @@ package vmdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -387,7 +388,8 @@ func (d *Disks) Fence(ctx context.Context, h storage.Holder) ([]string, error) {
 	var errs []error
 	for _, v := range volumes {
 		m := vms[has[v.id]]
-		if m == nil || m.host != h.Host || uuid != "" && m.uuid != uuid {
+		// A VM is its UUID, wherever vSphere has moved it.
+		if m == nil || uuid == "" && m.host != h.Host || uuid != "" && m.uuid != uuid {
 			continue
 		}
 		if err := d.fenceOne(ctx, v.id, m); err != nil {
@@ -396,7 +398,7 @@ func (d *Disks) Fence(ctx context.Context, h storage.Holder) ([]string, error) {
 		}
 		freed = append(freed, v.id)
 	}
-	return freed, joined(errs)
+	return freed, errors.Join(errs...)
 }
 
 // fenceOne unplugs a volume if the VM still has it.

@@ -24,7 +24,7 @@ import (
 )
 
 // services are the ways into vCenter beside the session's own: CNS, VSLM, PBM,
-// and /sdk in CNS's namespace, without which a vCenter does not show what CNS's
+// and /sdk in CNS's namespace, without which a vCenter may not show what CNS's
 // tasks resulted in.
 type services struct {
 	session                 *vsphere.Session
@@ -136,10 +136,14 @@ func (d *Disks) do(ctx context.Context, what, key string, start starter) (types.
 	}
 	id := ""
 	defer func() { d.past.ended(id) }()
-	_, err := d.tasks.Do(ctx, ref{Type: "CnsVolume", Value: key}, func(task string) { id = task; d.past.began(task) },
+	seen, err := d.tasks.Do(ctx, ref{Type: "CnsVolume", Value: key}, func(task string) { id = task; d.past.began(task) },
 		func(ctx context.Context) (ref, error) { return start(ctx, d.services.cns) })
 	if err != nil {
 		return nil, wrap(what, err)
+	}
+	switch seen.(type) {
+	case cnstypes.CnsVolumeOperationBatchResult, cnstypes.CnsSnapshotQueryResult:
+		return seen, nil // the watch was told
 	}
 	result, err := d.result(ctx, id)
 	if err != nil {

@@ -38,7 +38,7 @@ func (d *Disks) Create(ctx context.Context, c storage.Claim) (storage.Volume, er
 		return storage.Volume{}, err
 	}
 	if v == nil {
-		if v, err = d.make(ctx, c, policy); err != nil {
+		if v, err = d.begin(ctx, c, policy); err != nil {
 			return storage.Volume{}, err
 		}
 	} else if err := d.same(ctx, v, c, policy); err != nil {
@@ -119,8 +119,8 @@ type origin struct {
 	url              string // of the datastore, which a copy does not leave
 }
 
-// make makes the volume, up to its origin's size.
-func (d *Disks) make(ctx context.Context, c storage.Claim, p policy) (*volume, error) {
+// begin makes the volume, up to its origin's size.
+func (d *Disks) begin(ctx context.Context, c storage.Claim, p policy) (*volume, error) {
 	from, err := d.origin(ctx, c)
 	if err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func (d *Disks) make(ctx context.Context, c storage.Claim, p policy) (*volume, e
 	v.from = from
 	res, err := d.doOne(ctx, fmt.Sprintf("create volume %s on datastore %s", c.Name, at.name), "name/"+c.Name, v.create(d, at))
 	if err != nil {
-		return d.recover(ctx, c.Name, err)
+		return d.salvage(ctx, c.Name, err)
 	}
 	return d.elect(ctx, c.Name, res.GetCnsVolumeOperationResult().VolumeId.Id)
 }
@@ -167,8 +167,8 @@ func (v *volume) create(d *Disks, at store) starter {
 	}
 }
 
-// recover looks for what a creation that failed may have made nevertheless.
-func (d *Disks) recover(ctx context.Context, name string, failed error) (*volume, error) {
+// salvage looks for what a creation that failed may have made nevertheless.
+func (d *Disks) salvage(ctx context.Context, name string, failed error) (*volume, error) {
 	if errdefs.IsPermissionDenied(failed) || errdefs.IsResourceExhausted(failed) || errdefs.IsInvalidArgument(failed) {
 		return nil, failed
 	}

@@ -2,7 +2,6 @@ package vmdk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -188,7 +187,7 @@ func (d *Disks) candidates(ctx context.Context, p policy, at storage.Topology, u
 		return nil, err
 	}
 	stores = slices.DeleteFunc(stores, func(s store) bool {
-		return !s.usable || !slices.Contains(p.Datastores, s.id) || !d.stores.topology(s).Fits(at) || url != "" && s.url != url
+		return s.lost || s.resting || !slices.Contains(p.Datastores, s.id) || !d.stores.topology(s).Fits(at) || url != "" && s.url != url
 	})
 	slices.SortStableFunc(stores, func(a, b store) int { return int(min(max(b.free-a.free, -1), 1)) })
 	return stores, nil
@@ -201,7 +200,7 @@ func (d *Disks) place(ctx context.Context, p policy, wishes []storage.Topology, 
 		wishes = []storage.Topology{{}}
 	}
 	var largest int64
-	var any []store
+	var there []store
 	for _, at := range wishes {
 		stores, err := d.candidates(ctx, p, at, url)
 		if err != nil {
@@ -213,19 +212,19 @@ func (d *Disks) place(ctx context.Context, p policy, wishes []storage.Topology, 
 				return s, nil
 			}
 		}
-		any = append(any, stores...)
+		there = append(there, stores...)
 	}
 	switch {
-	case len(any) == 0 && len(p.Datastores) == 0:
+	case len(there) == 0 && len(p.Datastores) == 0:
 		return store{}, fmt.Errorf("storage policy %s fits no datastore of vCenter %s: %w", p.Name, d.session.Address(), errdefs.ErrOutOfRange)
-	case len(any) == 0 && url != "":
+	case len(there) == 0 && url != "":
 		return store{}, fmt.Errorf("the source is on a datastore that storage policy %s, or where the claim wants to be, does not allow, and vSphere copies no disk to another: %w", p.Name, errdefs.ErrInvalidArgument)
-	case len(any) == 0:
+	case len(there) == 0:
 		return store{}, fmt.Errorf("no datastore of storage policy %s is where the claim wants to be: %w", p.Name, errdefs.ErrInvalidArgument)
 	case size*mib > largest || size > maxMiB:
 		return store{}, fmt.Errorf("%d MiB are more than any datastore of storage policy %s has (%d MiB), or than vSphere's 62 TiB: %w", size, p.Name, largest/mib, errdefs.ErrOutOfRange)
 	}
-	return store{}, fmt.Errorf("no datastore of storage policy %s has %d MiB free now (the freest, %s, has %d MiB): free some space, or add a datastore: %w", p.Name, size, any[0].name, any[0].free/mib, errdefs.ErrResourceExhausted)
+	return store{}, fmt.Errorf("no datastore of storage policy %s has %d MiB free now (the freest, %s, has %d MiB): free some space, or add a datastore: %w", p.Name, size, there[0].name, there[0].free/mib, errdefs.ErrResourceExhausted)
 }
 
 // roomAt is nil if a datastore has so many MiB more for a disk that is then of
@@ -279,5 +278,3 @@ func (d *Disks) Compliance(ctx context.Context, id string) (storage.Compliance, 
 	}
 	return out, nil
 }
-
-func joined(errs []error) error { return errors.Join(errs...) }

@@ -3,6 +3,7 @@ package vmdk
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -281,7 +282,7 @@ func (d *Disks) ListSnapshots(ctx context.Context, volumeID string) ([]storage.S
 		all = append(all, shown)
 	}
 	slices.SortFunc(all, func(a, b storage.Snapshot) int { return strings.Compare(a.ID, b.ID) })
-	return all, joined(errs)
+	return all, errors.Join(errs...)
 }
 
 // DeleteSnapshot erases a snapshot, and with the last one of a volume that was

@@ -102,7 +102,7 @@ var watched = map[string][]string{
 type store struct {
 	id, name, url  string
 	capacity, free int64
-	usable         bool  // accessible, and not in maintenance
+	lost, resting  bool  // not accessible; in maintenance, or about to be
 	hosts          []ref // that mount it
 }
 
@@ -146,7 +146,7 @@ func (s *stores) Apply(changes []vsphere.Update) {
 		default:
 			at := s.byID[u.Object.Value]
 			if at == nil {
-				at = &store{id: u.Object.Value, usable: true}
+				at = &store{id: u.Object.Value}
 				s.byID[at.id] = at
 			}
 			at.apply(u.Props)
@@ -164,7 +164,7 @@ func (at *store) apply(props map[string]types.AnyType) {
 			case "summary.url":
 				at.url = v
 			case "summary.maintenanceMode":
-				at.usable = at.usable && v == string(types.DatastoreSummaryMaintenanceModeStateNormal)
+				at.resting = v != string(types.DatastoreSummaryMaintenanceModeStateNormal)
 			}
 		case int64:
 			if name == "summary.capacity" {
@@ -173,7 +173,7 @@ func (at *store) apply(props map[string]types.AnyType) {
 				at.free = v
 			}
 		case bool:
-			at.usable = v
+			at.lost = !v
 		case types.ArrayOfDatastoreHostMount:
 			at.hosts = nil
 			for _, m := range v.DatastoreHostMount {

@@ -2,6 +2,7 @@ package vmdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -164,7 +165,7 @@ func (d *Disks) List(ctx context.Context) ([]storage.Volume, error) {
 		}
 		all = append(all, shown)
 	}
-	return all, joined(errs)
+	return all, errors.Join(errs...)
 }
 
 // Delete erases a volume; one that has snapshots is kept for them, unseen.
@@ -175,8 +176,8 @@ func (d *Disks) Delete(ctx context.Context, id string) error {
 	}
 	defer release()
 	v, err := d.byID(ctx, id)
-	if _, other := err.(*foreign); other {
-		return fmt.Errorf("%s: %w", err.Error(), errdefs.ErrFailedPrecondition)
+	if other := (*foreign)(nil); errors.As(err, &other) {
+		return fmt.Errorf("%s: %w", other.text, errdefs.ErrFailedPrecondition)
 	}
 	if errdefs.IsNotFound(err) {
 		return nil
