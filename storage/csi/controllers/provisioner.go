@@ -85,14 +85,11 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 	return volumeOf(p.Driver, o, req, resp.GetVolume()), controller.ProvisioningFinished, nil
 }
 
-// stateAfter says whether a volume may be in the making all the same. Where
-// there is no room, or the policy is not known, another node may do.
+// stateAfter says whether a volume may be in the making all the same.
 func stateAfter(err error) controller.ProvisioningState {
 	switch status.Code(err) {
 	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable, codes.Aborted, codes.Unknown:
 		return controller.ProvisioningInBackground
-	case codes.ResourceExhausted, codes.OutOfRange:
-		return controller.ProvisioningReschedule
 	}
 	return controller.ProvisioningFinished
 }
