@@ -276,7 +276,7 @@ func (p *pod) letGoOfDisks(ctx context.Context, sb *sandbox) error {
 	case err == nil:
 		failpoint.Hit(failpoint.DiskUnmounted)
 		return nil
-	case isClosed(p.dead), p.link.holding() != nil, time.Since(p.letGoSince) > letGoPatience:
+	case isClosed(p.dead), p.link.ctx.Err() != nil, p.link.holding() != nil, time.Since(p.letGoSince) > letGoPatience:
 		p.log.Warn("a pod VM ends without having unmounted its volumes; what it had not synced may be lost", "err", err)
 		return nil
 	}

@@ -20,7 +20,8 @@ linux-image-cloud-amd64  the guest kernel
 crun                     containers inside the guest
 xz-utils                 compressed modules of the guest kernel
 busybox-static           the demo image atoll.local/busybox
-e2fsprogs                mkfs.ext4: writable disks
+e2fsprogs                mkfs.ext4: writable disks, volumes
+xfsprogs                 mkfs.xfs: volumes that want xfs
 nftables                 nft: Services
 ca-certificates          registries' TLS
 LIST
