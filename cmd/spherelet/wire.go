@@ -76,6 +76,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 	g.Go(func() error { return h.serveServices(ctx) })
 	g.Go(func() error { return h.serveVolumes(ctx) })
 	g.Go(func() error { return h.controlVolumes(ctx) })
+	g.Go(func() error { return h.fenceLostNodes(ctx) })
 	g.Go(func() error {
 		return ended(ctx, "the kubelet", spherelet.Run(ctx, spherelet.Options{
 			Config:      cfg,
