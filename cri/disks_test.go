@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -268,5 +269,42 @@ func TestBlockDevices(t *testing.T) {
 	s.remove(t, sb)
 	if did := h.volumes.did(); did != "unmount, stop machine, detach, stop machine, remove machine" {
 		t.Errorf("the end: %s", did)
+	}
+}
+
+// TestForeignBlockDevice gives a container a device that another driver has
+// published: the VM gets it as it is.
+func TestForeignBlockDevice(t *testing.T) {
+	var device string
+	for _, d := range []string{"/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/loop0", "/dev/ram0"} {
+		if fi, err := os.Stat(d); err == nil && fi.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
+			device = d // the fakes only name it
+		}
+	}
+	if device == "" {
+		t.Skip("no block device to name")
+	}
+	h := newFakeHost()
+	dir := t.TempDir()
+	s := serve(t, h, dir)
+	link := filepath.Join(dir, "kubelet/pods", podUID, "volumeDevices/kubernetes.io~csi/pv")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink(device, link)); err != nil {
+		t.Fatal(err)
+	}
+	sb := s.run(t)
+	c := ctrConfig("main")
+	c.Devices = []*runtimeapi.Device{{HostPath: link, ContainerPath: "/dev/data", Permissions: "r"}}
+	s.create(t, sb, c)
+	m, err := fakeDriver{h}.Open(t.Context(), vmpod.ID{PodUID: podUID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := vmpod.Disk{ID: storage.DiskID(link), Path: device, ReadOnly: true}
+	if !slices.ContainsFunc(m.Spec().Disks, want.Equal) {
+		t.Errorf("the VM has %+v, want %+v", m.Spec().Disks, want)
+	}
+	s.remove(t, sb)
+	if did := h.volumes.did(); did != "mount, unmount, stop machine, remove machine" {
+		t.Errorf("what was done: %s", did)
 	}
 }
