@@ -20,6 +20,7 @@ import (
 	"github.com/openatoll/atoll/netplugin/proxy"
 	"github.com/openatoll/atoll/netplugin/tap"
 	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/spherelet/volumes"
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/local"
 	"github.com/openatoll/atoll/vmpod/guestimage"
@@ -184,28 +185,7 @@ func detachLoops(dir string) error {
 	if err != nil {
 		return err
 	}
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, file := range files {
-		backing, rerr := os.ReadFile(file)
-		if rerr != nil || !strings.HasPrefix(string(backing), real+"/") {
-			continue // gone meanwhile, or somebody else's
-		}
-		device := filepath.Join("/dev", strings.Split(file, "/")[3])
-		err = errors.Join(err, detachLoop(device))
-	}
-	return err
-}
-
-func detachLoop(device string) error {
-	f, err := os.Open(device)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("detach %s: %w", device, err)
-	}
-	return nil
+	return volumes.DetachLoops(func(backing string) bool { return strings.HasPrefix(backing, real+"/") })
 }
 
 // freeVolumes ends the holds of VMs that are gone by now. The volumes stay.
