@@ -56,7 +56,7 @@ func TestClassify(t *testing.T) {
 		{name: "emptyDir without a record", path: volumes + "/kubernetes.io~empty-dir/plain", id: "emptydir-plain", kind: empty},
 		{name: "emptyDir in memory", path: volumes + "/kubernetes.io~empty-dir/mem", id: "emptydir-mem", kind: tmpfs},
 		{name: "emptyDir of an odd medium", path: volumes + "/kubernetes.io~empty-dir/odd", refused: `"Memory"`},
-		{name: "csi", path: volumes + "/kubernetes.io~csi/pvc/mount", refused: `volume "pvc" of plug-in kubernetes.io/csi`},
+		{name: "csi", path: volumes + "/kubernetes.io~csi/pvc/mount", refused: `volume "pvc" is mounted on the node by its CSI driver`},
 		{name: "hosts", path: pod + "/etc-hosts", id: "etc-hosts", sub: "etc-hosts", kind: tree},
 		{name: "termination", path: pod + "/containers/main/1a2b", termination: true},
 		{name: "stock sub-path of a tree", path: pod + "/volume-subpaths/cfg/main/0", id: "host-*", kind: tree},

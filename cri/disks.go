@@ -112,7 +112,7 @@ func (p *pod) ensureDisk(ctx context.Context, v volume) error {
 	p.volumes[v.ID] = &liveVolume{pod: p, volume: v}
 	p.mu.Unlock()
 	err = p.noteVolume(v)
-	failpoint.Hit(failpoint.CreateVolumeNoted)
+	failpoint.Hit(failpoint.DiskRecorded)
 	return err
 }
 

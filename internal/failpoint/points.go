@@ -32,6 +32,7 @@ const (
 	DiskPlugged   Point = "cri/volume/plugged"
 	DiskFilled    Point = "cri/volume/formatted"
 	DiskMounted   Point = "cri/volume/mounted"
+	DiskRecorded  Point = "cri/volume/recorded"
 	DiskResized   Point = "cri/volume/resized"
 	DiskUnmounted Point = "cri/volume/unmounted"
 	DiskDetached  Point = "cri/volume/detached"
@@ -209,5 +210,5 @@ var Volumes = []Point{
 	PlugVolumeNodeAdded,
 	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
 	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
-	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskResized, DiskUnmounted, DiskDetached,
+	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskRecorded, DiskResized, DiskUnmounted, DiskDetached,
 }

@@ -237,7 +237,7 @@ func (v *volume) removeDisk(ctx context.Context) error {
 // unmountDisk unmounts all that mountDisk mounted; what is not mounted is well.
 func (v *volume) unmountDisk() error {
 	for _, dir := range []string{v.root, v.disk.base} {
-		if dir == "" || dir == v.disk.base && dir == v.root {
+		if dir == "" {
 			continue
 		}
 		err := unix.Unmount(dir, 0)
