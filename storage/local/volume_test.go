@@ -47,6 +47,22 @@ func testConfig(t testing.TB, base, host, format string) DisksConfig {
 	}
 }
 
+// scratch is a directory in memory, if there is one: what is tested on it syncs
+// much, and waits for no disk.
+func scratch(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "atoll-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func openTest(t testing.TB, c DisksConfig) *Disks {
 	t.Helper()
 	d, err := OpenDisks(context.Background(), c)

@@ -104,7 +104,7 @@ func TestDamage(t *testing.T) {
 		"another's record": {"thin", "raw", true, func(t *testing.T, path string) { forge(t, path, func(r *record) { r.ID = strings.ToUpper(r.ID) }) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := openTest(t, testConfig(t, t.TempDir(), "node-a", c.format))
+			d := openTest(t, testConfig(t, scratch(t), "node-a", c.format))
 			v := mustCreate(t, d, "pvc-1", c.policy, 4*mib)
 			other := mustCreate(t, d, "pvc-2", "thin", mib)
 			ds, err := d.stores.of(v.ID, "v")
@@ -203,7 +203,7 @@ func TestDatastoreAway(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := openTest(t, testConfig(t, t.TempDir(), "node-a", "raw"))
+			d := openTest(t, testConfig(t, scratch(t), "node-a", "raw"))
 			v := mustCreate(t, d, "pvc-1", "thin", mib)
 			path := d.cfg.Datastores[0].Path
 			if err := os.Rename(path, path+".away"); err != nil {
@@ -256,7 +256,7 @@ func names(dir string) []string {
 }
 
 func TestDatastoreIsOnlyMadeInAnEmptyDirectory(t *testing.T) {
-	c := testConfig(t, t.TempDir(), "node-a", "raw")
+	c := testConfig(t, scratch(t), "node-a", "raw")
 	photo := filepath.Join(c.Datastores[0].Path, "photo.jpg")
 	if err := os.WriteFile(photo, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -278,7 +278,7 @@ func TestDatastoreIsOnlyMadeInAnEmptyDirectory(t *testing.T) {
 // TestHolderOfARebootedHost frees what a host held that has booted again, and
 // nothing of one that is only silent.
 func TestHolderOfARebootedHost(t *testing.T) {
-	base := t.TempDir()
+	base := scratch(t)
 	a, b := openTest(t, testConfig(t, base, "node-a", "raw")), openTest(t, testConfig(t, base, "node-b", "raw"))
 	v := mustCreate(t, a, "pvc-1", "anywhere", mib)
 	if _, err := attach(a, v.ID); err != nil {
@@ -314,7 +314,7 @@ func TestHolderOfARebootedHost(t *testing.T) {
 // TestOpenImageIsNotGivenAway has what QEMU itself would lock: no lease counts
 // against that.
 func TestOpenImageIsNotGivenAway(t *testing.T) {
-	d := openTest(t, testConfig(t, t.TempDir(), "node-a", "raw"))
+	d := openTest(t, testConfig(t, scratch(t), "node-a", "raw"))
 	v := mustCreate(t, d, "pvc-1", "thin", mib)
 	f, err := os.OpenFile(fileOf(t, d, v.ID), os.O_RDWR, 0)
 	if err != nil {
@@ -345,7 +345,7 @@ func TestKeyFiles(t *testing.T) {
 		"it is short":        {"short", 0o600},
 		"it is long":         {strings.Repeat("k", 513), 0o600},
 	} {
-		cfg := testConfig(t, t.TempDir(), "node-a", "raw")
+		cfg := testConfig(t, scratch(t), "node-a", "raw")
 		key := cfg.Datastores[0].Policies[2].KeyFile
 		if err := os.WriteFile(key, []byte(c.content), c.mode); err != nil {
 			t.Fatal(err)

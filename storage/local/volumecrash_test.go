@@ -135,7 +135,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 }
 
 func killedAt(t *testing.T, bin, act, format string, point failpoint.Point) {
-	cfg := testConfig(t, t.TempDir(), "node-a", format)
+	cfg := testConfig(t, scratch(t), "node-a", format)
 	d := openTest(t, cfg)
 	old := mustCreate(t, d, "old", "thin", 4*mib)
 	a, err := attach(d, old.ID)

@@ -31,6 +31,9 @@ type filer struct {
 // machines; they need no stretching.
 const luksIterations = "50"
 
+// luksAttempts bounds how often QEMU may fail to measure that.
+const luksAttempts = 10
+
 // passphrase is what of a key QEMU and cryptsetup are given: they want text.
 func passphrase(k storage.Key) storage.Key {
 	return storage.Key(base64.StdEncoding.EncodeToString(k))
@@ -86,10 +89,20 @@ func size(f *os.File, bytes int64, thick bool) error {
 // makeLUKS makes an encrypted disk whose first MiB reads as zeroes.
 func (x *filer) makeLUKS(ctx context.Context, d *datastore, root *os.Root, r record, key storage.Key) error {
 	path := d.path(r.Disk.path())
-	err := x.create(ctx, d, root, r.Disk, "--object", keyObject, "-o", "key-secret=key,iter-time="+luksIterations,
-		"--", path, strconv.FormatInt(r.Bytes, 10), key)
-	if err != nil {
-		return err
+	for attempt := 1; ; attempt++ {
+		err := x.create(ctx, d, root, r.Disk, "--object", keyObject, "-o", "key-secret=key,iter-time="+luksIterations,
+			"--", path, strconv.FormatInt(r.Bytes, 10), key)
+		if err == nil {
+			break
+		}
+		// QEMU measures how fast it derives keys by a clock that counts ticks,
+		// and gives up if it has seen none (qcrypto_pbkdf2_count_iters).
+		if attempt == luksAttempts || !strings.Contains(err.Error(), "accurate CPU usage") {
+			return err
+		}
+		if err := erase(root, r.Disk.path()); err != nil {
+			return err
+		}
 	}
 	image := "driver=luks,key-secret=key,file.driver=file,file.filename=" + strings.ReplaceAll(path, ",", ",,")
 	if err := run(ctx, key, x.qemuIO, "--object", keyObject, "-c", "write -P 0 0 1M", "-c", "flush", "--image-opts", image); err != nil {
