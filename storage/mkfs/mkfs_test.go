@@ -29,7 +29,7 @@ func TestFormat(t *testing.T) {
 	}{
 		{"ext4", 16 << 20, false, 1 << 20},
 		{"ext4", 1<<30 + 1<<20, false, 2 << 20},
-		{"ext4", 20 << 30, false, 4 << 20},
+		{"ext4", 20 << 30, false, 8 << 20},
 		{"ext4", 32 << 20, true, 8 << 20},
 		{"xfs", 300 << 20, false, 4 << 20},
 		{"xfs", 10<<30 + 3<<20, false, 4 << 20},
