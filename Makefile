@@ -81,13 +81,13 @@ down: bin/atoll ## stop the cluster (DOWN_FLAGS=--purge also erases the data)
 leftovers: bin/atoll ## list what Atoll left on this machine; fails unless nothing
 	@bin/atoll leftovers
 
-test: test-deps build bin/kubelet bin/golangci-lint ## lint, unit tests, VM suites, end-to-end tests
+test: test-deps build bin/kubelet bin/golangci-lint bin/csi-sanity ## lint, unit tests, VM suites, end-to-end tests
 	@$(GO) run ./internal/testsum lint unit suites e2e
 test-deps:
 	@DEPS=test deploy/deps.sh
 test-unit: ## unit tests, with the race detector where it is affordable
 	@$(GO) run ./internal/testsum unit
-test-suites: build ## driver, network and disk suites, which boot VMs
+test-suites: build bin/csi-sanity ## driver, network and disk suites, which boot VMs
 	@$(GO) run ./internal/testsum suites
 test-e2e: build bin/kubelet ## scripts that drive a cluster as a user would
 	@$(GO) run ./internal/testsum e2e
@@ -131,6 +131,11 @@ crash-matrix: guest ## kill spherelet at every failpoint, on real VMs; writes do
 bin/golangci-lint: tools/go.mod tools/go.sum
 	@echo "building golangci-lint (once)"
 	@cd tools && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# The CSI project's suite speaks a newer CSI than the kubelet can link: its own
+# module, too.
+bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
+	@cd tools/csi-sanity && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
 generate: ## run the code generators
 	@DEPS=generate deploy/deps.sh

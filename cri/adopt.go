@@ -196,6 +196,9 @@ func (p *pod) reconcile() (said bool, err error) {
 		p.forgetGuestContainer(id)
 	}
 	for _, v := range sb.Volumes {
+		if v.Disk != nil && !v.Disk.Made {
+			continue // the next container that wants it goes on
+		}
 		p.mu.Lock()
 		live := p.volumes[v.ID]
 		had := live != nil

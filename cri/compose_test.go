@@ -56,7 +56,7 @@ func TestClassify(t *testing.T) {
 		{name: "emptyDir without a record", path: volumes + "/kubernetes.io~empty-dir/plain", id: "emptydir-plain", kind: empty},
 		{name: "emptyDir in memory", path: volumes + "/kubernetes.io~empty-dir/mem", id: "emptydir-mem", kind: tmpfs},
 		{name: "emptyDir of an odd medium", path: volumes + "/kubernetes.io~empty-dir/odd", refused: `"Memory"`},
-		{name: "csi", path: volumes + "/kubernetes.io~csi/pvc/mount", refused: `volume "pvc" of plug-in kubernetes.io/csi`},
+		{name: "csi", path: volumes + "/kubernetes.io~csi/pvc/mount", refused: `volume "pvc" is mounted on the node by its CSI driver`},
 		{name: "hosts", path: pod + "/etc-hosts", id: "etc-hosts", sub: "etc-hosts", kind: tree},
 		{name: "termination", path: pod + "/containers/main/1a2b", termination: true},
 		{name: "stock sub-path of a tree", path: pod + "/volume-subpaths/cfg/main/0", id: "host-*", kind: tree},
@@ -249,9 +249,8 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("admission lets SELinux options through, and here: %v", err)
 	}
 	for field, change := range map[string]func(*runtimeapi.ContainerConfig){
-		"devices": func(c *runtimeapi.ContainerConfig) { c.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse"}} },
-		"CDI":     func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} },
-		"image":   func(c *runtimeapi.ContainerConfig) { c.Image = nil },
+		"CDI":   func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} },
+		"image": func(c *runtimeapi.ContainerConfig) { c.Image = nil },
 		"run_as_user": func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
 		},

@@ -89,6 +89,9 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	if err != nil {
 		return "", err
 	}
+	if err := plan.planDevices(s.mountRules(sb, fromKubelet), config.GetDevices()); err != nil {
+		return "", err
+	}
 	img, disk, err := p.imageDisk(ctx, config)
 	if err != nil {
 		return "", err
@@ -107,7 +110,7 @@ func (p *pod) createContainer(ctx context.Context, sb *sandbox, config *runtimea
 	}
 	c := newContainer(sb, config, img, plan, spec)
 	req := &agentapi.CreateContainerRequest{
-		Id: c.ID, ImageDisk: disk.ID, Mounts: plan.mounts,
+		Id: c.ID, ImageDisk: disk.ID, Mounts: plan.mounts, Devices: plan.devices,
 		ReadonlyRootfs: config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 		Tty:            config.GetTty(), Stdin: config.GetStdin(), StdinOnce: config.GetStdinOnce(),
 	}

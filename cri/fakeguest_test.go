@@ -85,7 +85,7 @@ func (g *fakeGuest) Hello(ctx context.Context, req *agentapi.HelloRequest) (*age
 		g.clock += time.Duration(req.Clock.HostNs - req.Clock.GuestNs)
 		g.told++
 	}
-	r := &agentapi.HelloResponse{Version: "fake", Protocol: g.protocol, BootId: g.bootID, ClockNs: time.Now().Add(g.clock).UnixNano(), SandboxReady: g.setup != nil, Features: []string{"seccomp"}}
+	r := &agentapi.HelloResponse{Version: "fake", Protocol: g.protocol, BootId: g.bootID, ClockNs: time.Now().Add(g.clock).UnixNano(), SandboxReady: g.setup != nil, Features: []string{"seccomp", agentapi.FeatureDisks}}
 	for _, c := range g.containers {
 		r.Containers = append(r.Containers, c.state)
 	}
@@ -106,14 +106,13 @@ func (g *fakeGuest) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest)
 	if err := g.host.at(ctx, "add volume"); err != nil {
 		return nil, err
 	}
+	if blank := g.host.volumes.blank(r); blank != nil {
+		return blank, nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.volumes[r.Id] = r
 	return &agentapi.AddVolumeResponse{}, nil
-}
-
-func (g *fakeGuest) RemoveVolume(context.Context, *agentapi.RemoveVolumeRequest) (*agentapi.RemoveVolumeResponse, error) {
-	return &agentapi.RemoveVolumeResponse{}, nil
 }
 
 func (g *fakeGuest) CreateContainer(ctx context.Context, r *agentapi.CreateContainerRequest) (*agentapi.CreateContainerResponse, error) {
@@ -299,6 +298,8 @@ func (g *fakeGuest) ServeStream(ctx context.Context, h *agentapi.StreamHeader, s
 		return g.serveExits(h, s)
 	case agentapi.StreamHeader_TREE:
 		return g.serveTree(h, s)
+	case agentapi.StreamHeader_FORMAT:
+		return g.serveFormat(h, s)
 	case agentapi.StreamHeader_COPY_OUT:
 		g.mu.Lock()
 		c, err := g.find(h.ContainerId)

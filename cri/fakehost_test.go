@@ -33,6 +33,7 @@ type fakeHost struct {
 	images      map[string]storage.Image
 	holds       map[string]int
 	launches    int
+	volumes     fakeVolumes
 	began       time.Time
 	starved     atomic.Bool                  // its machines get no CPU
 	ran         atomic.Uint64                // CPU time of its machines, in ns, beyond the first 5 s
@@ -245,6 +246,7 @@ func (m *fakeMachine) Stop(ctx context.Context, _ time.Duration) error {
 	if err := m.host.at(ctx, "stop"); err != nil {
 		return err
 	}
+	m.host.volumes.note("stop machine")
 	m.die(vmpod.Exit{Reason: vmpod.ExitStopped, Message: "asked for"})
 	return nil
 }
@@ -254,6 +256,7 @@ func (m *fakeMachine) Remove(ctx context.Context) error {
 		return err
 	}
 	m.die(vmpod.Exit{Reason: vmpod.ExitStopped, Message: "removed"})
+	m.host.volumes.note("remove machine")
 	m.host.mu.Lock()
 	defer m.host.mu.Unlock()
 	delete(m.host.machines, m.spec.ID)
@@ -263,6 +266,9 @@ func (m *fakeMachine) Remove(ctx context.Context) error {
 func (m *fakeMachine) Plug(ctx context.Context, d vmpod.Device) error {
 	if err := m.host.at(ctx, "plug"); err != nil {
 		return err
+	}
+	if d.Disk.Volume != nil {
+		m.host.volumes.note("plug")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -32,6 +32,8 @@ type volume struct {
 	Follow    bool   `json:"follow,omitempty"`
 	SizeLimit int64  `json:"sizeLimit,omitempty"`
 	FSGroup   *int64 `json:"fsGroup,omitempty"`
+	// Disk is that of a DISK.
+	Disk *volumeDisk `json:"disk,omitempty"`
 	// Share is the device of a SHARE.
 	Share *vmpod.Share `json:"share,omitempty"`
 	// Inline is the content of a File that is on no disk.
@@ -52,6 +54,7 @@ type terminationLog struct {
 type mountPlan struct {
 	volumes []volume
 	mounts  []*agentapi.VolumeMount
+	devices []*agentapi.VolumeDevice
 	// images are mounts of images; resolve turns them into mounts.
 	images      []*runtimeapi.Mount
 	termination *terminationLog
@@ -61,6 +64,10 @@ type mountPlan struct {
 
 // pluginEmptyDir is upstream's directory of emptyDir volumes.
 const pluginEmptyDir = "kubernetes.io~empty-dir"
+
+// pluginCSI is upstream's directory of CSI volumes; each is mounted on mount
+// below its own.
+const pluginCSI = "kubernetes.io~csi"
 
 // treePlugins are volumes whose files live on the host and are swapped by
 // upstream's atomic writer.
@@ -249,6 +256,9 @@ func classifyKubelet(podDir, rel string) (vol *volume, sub string, termination b
 		return &volume{ID: "etc-hosts", Kind: agentapi.AddVolumeRequest_TREE, HostPath: filepath.Join(podDir, rel), File: true}, rel, false, nil
 	case parts[0] == "containers" && len(parts) == 3:
 		return nil, "", true, nil
+	case parts[0] == "volumes" && parts[1] == pluginCSI && len(parts) >= 4 && parts[3] == "mount":
+		vol, err := csiVolume(parts[2], filepath.Join(podDir, filepath.Join(parts[:4]...)))
+		return vol, filepath.Join(parts[4:]...), false, err
 	case parts[0] == "volumes" && len(parts) >= 3:
 		vol, err := kubeletVolume(parts[1], parts[2], filepath.Join(podDir, parts[0], parts[1], parts[2]))
 		return vol, filepath.Join(parts[3:]...), false, err
@@ -260,6 +270,23 @@ func classifyKubelet(podDir, rel string) (vol *volume, sub string, termination b
 		return vol, sub, false, err
 	}
 	return nil, "", false, refuse("host_path", fmt.Sprintf("%s is no volume that a pod VM can have", filepath.Join(podDir, rel)))
+}
+
+// csiVolume is the disk of which our CSI driver has left a record. Others mount
+// file systems on the node.
+func csiVolume(name, dir string) (*volume, error) {
+	rec, ok, err := vmpod.ReadVolumeRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !ok || rec.Kind != vmpod.VolumeDisk {
+		return nil, refuse("host_path", fmt.Sprintf("volume %q is mounted on the node by its CSI driver, where a pod VM cannot see it: use a class of csi.atoll.dev, or a raw block volume", name))
+	}
+	v, err := diskVolume(rec, dir)
+	if err == nil && v.Disk.Block {
+		err = refuse("host_path", fmt.Sprintf("volume %s is a raw block volume and cannot be mounted", v.Disk.VolumeID))
+	}
+	return v, err
 }
 
 func kubeletVolume(plugin, name, dir string) (*volume, error) {
@@ -275,7 +302,7 @@ func kubeletVolume(plugin, name, dir string) (*volume, error) {
 		return nil, err
 	}
 	if ok {
-		if rec.Kind != "emptyDir" {
+		if rec.Kind != vmpod.VolumeEmptyDir {
 			return nil, refuse("host_path", fmt.Sprintf("volume %q: record of kind %q is not known to this version", name, rec.Kind))
 		}
 		v.SizeLimit, v.FSGroup = rec.SizeLimit, rec.FSGroup

@@ -51,6 +51,10 @@ type pod struct {
 	closed  bool        // nothing new begins
 
 	latest *lastReading // what stats are told from
+
+	// letGoSince is when the guest was first asked to unmount its disks; of who
+	// has the pod's lock.
+	letGoSince time.Time
 }
 
 // A process is the live side of one container.

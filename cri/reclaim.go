@@ -48,6 +48,14 @@ func (s *Server) reclaim(ctx context.Context, vm vmpod.ID) error {
 	}
 	m, err := s.config.Driver.Open(ctx, vm)
 	if err == nil {
+		if ids := disksOf(m); len(ids) > 0 { // of a sandbox that no record knows
+			if err := m.Stop(ctx, 0); err != nil {
+				return fmt.Errorf("stop pod VM %s: %w", vm, err)
+			}
+			if err := s.forgetDisks(ctx, vm, ids); err != nil {
+				return err
+			}
+		}
 		err = m.Remove(ctx)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {

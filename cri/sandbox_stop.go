@@ -48,11 +48,16 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 			return err
 		}
 		defer unlock()
-		if now, ok := s.store.sandbox(sb.ID); !ok || now.Released {
+		now, ok := s.store.sandbox(sb.ID)
+		if !ok || now.Released {
 			return nil
 		}
+		sb = now // with all volumes
 		p.killContainers(ctx)
 		failpoint.Hit(failpoint.StopPodKilled)
+		if err := p.letGoOfDisks(ctx, sb); err != nil {
+			return err
+		}
 		if err := p.machine.Stop(ctx, 0); err != nil && !errdefs.IsNotFound(err) {
 			return step("stop the machine", err)
 		}
@@ -63,7 +68,10 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		failpoint.Hit(failpoint.StopPodMachineStopped)
 		p.close(errSandboxStopped)
-	} else if err := s.stopUnwatched(ctx, sb.ID, sb.VM); err != nil {
+	} else if err := s.stopUnwatched(ctx, sb); err != nil {
+		return err
+	}
+	if err := s.forgetDisks(ctx, sb.VM, sb.diskIDs()); err != nil {
 		return err
 	}
 	key := sb.VM.String()
@@ -91,7 +99,8 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 // an earlier process, which may not have brought it about. The reason that is
 // recorded stays. A machine whose files are damaged is left to
 // RemovePodSandbox, which says so.
-func (s *Server) stopUnwatched(ctx context.Context, sandboxID string, vm vmpod.ID) error {
+func (s *Server) stopUnwatched(ctx context.Context, sb *sandbox) error {
+	sandboxID, vm := sb.ID, sb.VM
 	m, err := s.config.Driver.Open(ctx, vm)
 	if err == nil {
 		err = step("stop the machine", m.Stop(ctx, 0))
@@ -99,6 +108,9 @@ func (s *Server) stopUnwatched(ctx context.Context, sandboxID string, vm vmpod.I
 			return err
 		}
 	} else if !errdefs.IsNotFound(err) {
+		if len(sb.diskIDs()) > 0 {
+			return step("open the machine, without which its volumes cannot be given to others", err)
+		}
 		s.log.Error("the machine of a sandbox cannot be opened", "pod_uid", vm.PodUID, "sandbox", sandboxID, "err", err)
 	}
 	if sb, ok := s.store.sandbox(sandboxID); ok && sb.State == runtimeapi.PodSandboxState_SANDBOX_READY {

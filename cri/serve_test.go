@@ -30,6 +30,7 @@ func serve(t *testing.T, h *fakeHost, dir string, change ...func(*Config)) *test
 	cfg := Config{
 		Driver: fakeDriver{h}, Network: fakeNetwork{h}, Images: fakeImages{h}, Ephemeral: fakeEphemeral{h},
 		StateDir: filepath.Join(dir, "cri"), SecretsDir: filepath.Join(dir, "run"), KubeletRoot: filepath.Join(dir, "kubelet"), Version: "test",
+		Disks: fakeDisks{h}, Formatter: fakeDisks{h}, NodeName: "node-1",
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if testing.Verbose() {

@@ -36,6 +36,12 @@ type Config struct {
 	Network   netplugin.Network
 	Images    storage.Images
 	Ephemeral storage.Ephemeral
+	// Disks keeps the volumes that outlive pods, and Formatter makes their file
+	// systems. Nil: pods that want such volumes are refused.
+	Disks     Disks
+	Formatter Formatter
+	// NodeName is under which name this host holds disks.
+	NodeName string
 	// StateDir holds cri.db (mode 0600); the server makes it.
 	StateDir string
 	// SecretsDir (mode 0700; the server makes it) takes what of containers may

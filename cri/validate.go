@@ -111,9 +111,6 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 	if err := checkResources("config.linux.resources", c.GetLinux().GetResources()); err != nil {
 		return err
 	}
-	if len(c.GetDevices()) > 0 {
-		return refuse("config.devices", fmt.Sprintf("%s is a device of the node, which a pod VM does not see: use a volume", c.Devices[0].HostPath))
-	}
 	if len(c.GetCDIDevices()) > 0 {
 		return refuse("config.CDI_devices", fmt.Sprintf("%s: device plug-ins and CDI are not supported in pod VMs", c.CDIDevices[0].Name))
 	}

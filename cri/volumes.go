@@ -45,6 +45,9 @@ func (p *pod) ensureVolume(ctx context.Context, v volume) error {
 		}
 		return nil
 	}
+	if v.Disk != nil {
+		return p.ensureDisk(ctx, v)
+	}
 	req := &agentapi.AddVolumeRequest{Id: v.ID, Kind: v.Kind, SizeLimit: v.SizeLimit}
 	if v.Share != nil {
 		if err := p.plugShare(ctx, *v.Share); err != nil {
@@ -154,16 +157,12 @@ func (l *liveVolume) refresh() {
 // (a path below it will do too). ErrNotFound if no sandbox of the pod that is
 // ready has such a volume yet.
 func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (storage.Usage, error) {
-	hostDir = filepath.Clean(hostDir)
 	for _, sb := range s.store.sandboxesOfPod(podUID) {
 		if s.livePod(sb.ID) == nil {
 			continue
 		}
-		i := slices.IndexFunc(sb.Volumes, func(v volume) bool {
-			_, ok := below(v.HostPath, hostDir)
-			return v.HostPath != "" && ok
-		})
-		if i < 0 {
+		volume := sb.volumeAt(hostDir)
+		if volume == nil {
 			continue
 		}
 		rd, err := s.read(ctx, sb, letSleep)
@@ -171,9 +170,9 @@ func (s *Server) VolumeUsage(ctx context.Context, podUID, hostDir string) (stora
 			return storage.Usage{}, err
 		}
 		for _, v := range rd.guest.GetVolumes() {
-			if v.Id == sb.Volumes[i].ID && v.Usage != nil {
+			if v.Id == volume.ID && v.Usage != nil {
 				return storage.Usage{
-					Time: rd.at, Path: hostDir,
+					Time: rd.at, Path: filepath.Clean(hostDir),
 					Bytes: v.Usage.UsedBytes, Inodes: v.Usage.UsedInodes,
 					CapacityBytes: v.Usage.CapacityBytes, AvailableBytes: v.Usage.AvailableBytes,
 					InodesCapacity: v.Usage.Inodes, InodesFree: v.Usage.InodesFree,

@@ -20,7 +20,8 @@ linux-image-cloud-amd64  the guest kernel
 crun                     containers inside the guest
 xz-utils                 compressed modules of the guest kernel
 busybox-static           the demo image atoll.local/busybox
-e2fsprogs                mkfs.ext4: writable disks
+e2fsprogs                mkfs.ext4: writable disks, volumes
+xfsprogs                 mkfs.xfs: volumes that want xfs
 nftables                 nft: Services
 ca-certificates          registries' TLS
 LIST
@@ -28,8 +29,8 @@ LIST
 
 extra_packages() {
 	case "${DEPS:-}" in
-	test) # EROFS to compare ours with, a file system that has reflinks, ip, the race detector's C compiler, critest's busybox, scripts
-		for p in erofs-utils xfsprogs iproute2 procps gcc libc6-dev make bzip2 util-linux curl git; do echo "$p"; done ;;
+	test) # EROFS to compare ours with, ip, the race detector's C compiler, critest's busybox, scripts
+		for p in erofs-utils iproute2 procps gcc libc6-dev make bzip2 util-linux curl git; do echo "$p"; done ;;
 	kernel)
 		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
 	guest-crun)

@@ -6,13 +6,16 @@
 #   deploy/vsphere-role.sh atoll@vsphere.local
 #
 # The list is supervisor/namespaces/vc's (role.go); a test there holds them the
-# same, and proves that it suffices and that nothing in it is unused.
+# same, and proves that it suffices and that nothing in it is unused; storage/vmdk
+# proves so for volumes.
 set -euo pipefail
 user=${1:?usage: $0 USER@DOMAIN}
 role='Atoll Supervisor'
 mapfile -t privileges < <(sed '/^#/d;/^$/d;s/ .*//' <<'LIST'
 Authorization.ModifyPermissions           permissions of the access list on pools and folders
 Authorization.ModifyRoles                 the roles "Atoll namespace edit" and "Atoll namespace owner", made when first needed
+Cns.Searchable                            volumes: what Cloud Native Storage knows of them
+Datastore.FileManagement                  volumes: their disks, on the datastores of their policies
 Folder.Create                             a namespace's VM folder
 Folder.Delete                             deletion of a namespace
 Folder.Move                               a folder that was moved goes back
@@ -28,6 +31,8 @@ Resource.EditPool                         limits, reservations and shares
 Resource.MovePool                         a pool that was moved goes back
 Resource.RenamePool                       a pool that was renamed gets its name back
 StorageProfile.View                       storage policies
+VirtualMachine.Config.AddExistingDisk     volumes: a disk for a pod's virtual machine
+VirtualMachine.Config.AddRemoveDevice     volumes: the same, and its removal
 LIST
 )
 if govc role.ls "$role" >/dev/null 2>&1; then

@@ -38,6 +38,9 @@ type Options struct {
 	Notices func(func(vmpod.Notice))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
+	// CSISocket is where the CSI driver of this process answers, which is then
+	// registered with the kubelet; empty: the node offers no persistent volumes.
+	CSISocket string
 	// Facts about the hypervisor, for labels, condition and events.
 	Facts Facts
 	// ImageDisks is how many different images one VM can have; 0: unchecked.

@@ -73,6 +73,13 @@ func Run(ctx context.Context, o Options) error {
 	if o.Subscribe != nil {
 		o.Subscribe(n.podChanged)
 	}
+	if n.o.CSISocket != "" {
+		stop, err := registerDriver(n.o.Paths.Kubelet, n.o.CSISocket, n.o.Logger)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	go n.preps.run(ctx)
 	// Upstream tells systemd READY=1 and feeds its watchdog.
 	err = kapp.Run(ctx, n.server, n.deps, utilfeature.DefaultFeatureGate)
@@ -124,6 +131,9 @@ func (n *node) assemble(ctx context.Context) error {
 	}
 	n.deps.ContainerManager = manager
 	n.deps.VolumePlugins = volumes.Plugins(n.o.VolumeUsage, config.HostDirectories(n.o.Config))
+	if n.o.CSISocket != "" {
+		n.deps.VolumePlugins = append(n.deps.VolumePlugins, volumes.NewCSI())
+	}
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
 	n.deps.Subpather = volumes.Subpather{}
 	n.deps.OSInterface = hostOS{}
@@ -142,7 +152,7 @@ func (n *node) admitHandler(memory int64) (*admitHandler, error) {
 	}
 	return &admitHandler{
 		host: admission.Host{CPUs: n.host.CPUs(), Memory: memory, Disk: int64(fs.Capacity), ImageDisks: n.o.ImageDisks,
-			UserNamespaces: true, ImageVolumes: true, HostDirectories: config.HostDirectories(n.o.Config)},
+			UserNamespaces: true, ImageVolumes: true, PersistentVolumes: n.o.CSISocket != "", HostDirectories: config.HostDirectories(n.o.Config)},
 		policy:   resources.Policy{HostCPUs: n.host.CPUs(), HostMemory: memory, EphemeralDefault: ephemeral.Value()},
 		extended: n.offers,
 		preps:    n.preps,

@@ -1,7 +1,7 @@
 // Package storage defines what pods keep data on: container images turned
-// into read-only disks, the pod's own ephemeral disk, and (later) volumes.
-// storage/image and storage/local implement it; every disk is a file that a
-// vmpod.Driver can show to a guest.
+// into read-only disks, the pod's own ephemeral disk, and volumes (Disks).
+// storage/image, storage/local and storage/vmdk implement it; every disk is one
+// that a vmpod.Driver can show to a guest.
 package storage
 
 import (

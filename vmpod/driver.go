@@ -63,6 +63,16 @@ type Plugger interface {
 	Unplug(ctx context.Context, id string) error
 }
 
+// A DiskResizer is a Machine whose plugged volumes can grow while it runs.
+type DiskResizer interface {
+	// ResizeDisk makes the disk at least bytes large, which the back end has
+	// made room for (storage.Volumes.Expand). It never shrinks and is
+	// idempotent. The guest is told by the device. ErrNotFound without such a
+	// disk, ErrInvalidArgument for one that is no volume, ErrResourceExhausted
+	// without room on the host.
+	ResizeDisk(ctx context.Context, diskID string, bytes int64) error
+}
+
 // A Checker is a Driver that can tell whether it could launch now. The error
 // says what is missing and the cure. It is asked every few seconds.
 type Checker interface {

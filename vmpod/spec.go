@@ -3,6 +3,7 @@ package vmpod
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -82,10 +83,50 @@ type Disk struct {
 	ID string `json:"id"`
 	// Path is absolute on the host.
 	Path string `json:"path"`
-	// Format is "raw" (the default when empty) or "vmdk".
+	// Format is "raw" (the default when empty), "vmdk", and of a volume also
+	// "qcow2" or "luks".
 	Format string `json:"format,omitempty"`
 	// ReadOnly is enforced at the device: the guest cannot write.
 	ReadOnly bool `json:"readOnly,omitempty"`
+	// Volume is set for a disk that outlives the VM. It is only ever plugged:
+	// Launch refuses a Spec with any. A VM of which the driver finds no room on
+	// the host for a volume's write is paused, with ReasonHostDiskFull, and
+	// goes on once there is some.
+	Volume *Volume `json:"volume,omitempty"`
+}
+
+// A Volume is what a disk that outlives the VM has beside any other.
+type Volume struct {
+	// ID is the back end's: on vSphere, the First Class Disk's.
+	ID string `json:"id"`
+	// Backing are the files below a qcow2 file, nearest first. They are opened
+	// read-only; what the files themselves say is below them does not count.
+	Backing []DiskFile `json:"backing,omitempty"`
+	// Thick: the guest's discards do not give space back to the host.
+	Thick bool `json:"thick,omitempty"`
+	// IOPS and BytesPerSecond bound reads and writes together, 0 is no bound.
+	// Drivers that leave that to the hypervisor's storage policy ignore them.
+	IOPS           int64 `json:"iops,omitempty"`
+	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"`
+	// Key opens a luks file: 16 to 512 bytes, never written down. Of a Machine's
+	// Spec it is empty.
+	Key []byte `json:"-"`
+}
+
+// A DiskFile is a file of a disk that consists of several.
+type DiskFile struct {
+	Path   string `json:"path"`
+	Format string `json:"format"`
+}
+
+// Equal says whether two disks are the same, but for keys.
+func (d Disk) Equal(o Disk) bool {
+	a, b := d.Volume, o.Volume
+	d.Volume, o.Volume = nil, nil
+	if d != o || (a == nil) != (b == nil) {
+		return false
+	}
+	return a == nil || a.ID == b.ID && slices.Equal(a.Backing, b.Backing) && a.Thick == b.Thick && a.IOPS == b.IOPS && a.BytesPerSecond == b.BytesPerSecond
 }
 
 // A NIC is one network interface. The host side (a persistent tap) exists

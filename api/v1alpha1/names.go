@@ -100,3 +100,17 @@ const (
 	ReasonPolicyGone            = "StoragePolicyGone"
 	ReasonInvalidSpec           = "InvalidSpec"
 )
+
+// Persistent volumes.
+const (
+	// CSIDriverName is the driver's name, in StorageClasses and
+	// PersistentVolumes.
+	CSIDriverName = "csi.atoll.dev"
+	// DefaultPolicy is the policy of the datastore that each node has by
+	// default, and the name of the StorageClass of it.
+	DefaultPolicy = "atoll-local"
+	// PolicyParameter of a StorageClass names a policy, PolicyIDParameter one of
+	// vCenter by its id, as vSphere's own CSI driver has it.
+	PolicyParameter   = "policy"
+	PolicyIDParameter = "storagePolicyID"
+)

@@ -74,7 +74,8 @@ type SphereletConfiguration struct {
 	// hostPath, live; default none. Everybody who may create pods on this node
 	// can then read, and unless they are read-only change, all that lies below
 	// them.
-	HostDirectories []HostDirectory `json:"hostDirectories,omitempty"`
+	HostDirectories []HostDirectory      `json:"hostDirectories,omitempty"`
+	Storage         StorageConfiguration `json:"storage,omitempty"`
 
 	// LogLevel is debug, info (default), warn or error; KubeletVerbosity is
 	// upstream's -v, 0 to 7 (more would log the bodies of Secrets).
@@ -174,4 +175,58 @@ type TracingConfiguration struct {
 	// SamplingRatePerMillion is how many of a million syncs of pods are traced
 	// that nobody has traced above, 0 to 1000000; default 0: only those.
 	SamplingRatePerMillion int32 `json:"samplingRatePerMillion,omitempty"`
+}
+
+// StorageConfiguration is about persistent volumes.
+//
+// +kubebuilder:object:generate=false
+type StorageConfiguration struct {
+	// Disabled: the node offers none, and pods that use some are refused.
+	Disabled bool `json:"disabled,omitempty"`
+	// Datastores are where volumes are; default one, "local", in
+	// DataDir/volumes, with the policy "atoll-local".
+	Datastores []Datastore `json:"datastores,omitempty"`
+}
+
+// Datastore is a directory that volumes may take, with all below it. Atoll
+// leaves a mark in it, and touches nothing that it did not make.
+//
+// +kubebuilder:object:generate=false
+type Datastore struct {
+	// Name is a DNS label, unique on this host.
+	Name string `json:"name"`
+	// Path is absolute.
+	Path string `json:"path"`
+	// MountPoint: something must be mounted at Path, or the datastore is taken
+	// for one that is away.
+	MountPoint bool `json:"mountPoint,omitempty"`
+	// Shared: other nodes have the same directory, on a file system whose locks
+	// hold between them, such as NFS.
+	Shared bool `json:"shared,omitempty"`
+	// Format of volumes: "raw" (default) or "qcow2".
+	Format string `json:"format,omitempty"`
+	// Policies that volumes here keep. Datastores that offer a policy of one name
+	// promise the same.
+	Policies []DatastorePolicy `json:"policies"`
+}
+
+// DatastorePolicy is what a StorageClass promises; a class names it with the
+// parameter "policy".
+//
+// +kubebuilder:object:generate=false
+type DatastorePolicy struct {
+	// Name is a DNS label.
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	// Thick reserves a volume's bytes when it is made.
+	Thick bool `json:"thick,omitempty"`
+	// Encrypted volumes are in LUKS, with the key in KeyFile.
+	Encrypted bool `json:"encrypted,omitempty"`
+	// KeyFile has 16 to 512 bytes that only its owner can read; required with
+	// Encrypted.
+	KeyFile string `json:"keyFile,omitempty"`
+	// IOPS and Bandwidth (bytes a second, as a quantity) bound each volume, reads
+	// and writes together; default no bound.
+	IOPS      int64  `json:"iops,omitempty"`
+	Bandwidth string `json:"bandwidth,omitempty"`
 }

@@ -59,6 +59,7 @@ var parts = []part{
 	{name: "critest", what: "the benchmarks of upstream's CRI suite", place: here},
 	{name: "pull", what: "pulling an image into disks, beside tar -x", place: here},
 	{name: "scale", what: "lists and stats of 100 sandboxes, on machines that are not real", place: here},
+	{name: "volumes", what: "1,000 volumes on the simulator, beside a plain loop", place: here},
 	{name: "lists", what: "lists and stats of 10 real sandboxes", place: namespace},
 	{name: "containers", what: "a container's life in a pod that runs", place: namespace},
 	{name: "execsync", what: "ExecSync beside a plain fork and exec in the guest", place: namespace},
@@ -88,6 +89,8 @@ type options struct {
 	// watches them.
 	namespaces int
 	idle       time.Duration
+	// volumes is how many the part of that name makes, and once more by hand.
+	volumes int
 }
 
 func parseOptions() (options, error) {
@@ -102,6 +105,7 @@ func parseOptions() (options, error) {
 	flag.BoolVar(&o.compare, "compare", false, "compare the run in -out with the last committed one of "+historyDir+"; fail if it is worse")
 	flag.BoolVar(&o.save, "save", false, "copy the run in -out to "+historyDir)
 	flag.IntVar(&o.namespaces, "namespaces", 1000, "namespaces of the part of that name")
+	flag.IntVar(&o.volumes, "volumes", 1000, "volumes of the part of that name")
 	flag.DurationVar(&o.idle, "idle", 5*time.Minute, "how long namespaces are watched while nothing changes: what is asked of vCenter at intervals is asked every 5 minutes")
 	usage := flag.Usage
 	flag.Usage = func() {
@@ -119,8 +123,8 @@ func parseOptions() (options, error) {
 	if o.n < 10 {
 		return o, fmt.Errorf("-n %d: a median and a p99 want at least 10", o.n)
 	}
-	if o.namespaces < 2 || o.idle <= 0 {
-		return o, fmt.Errorf("-namespaces %d -idle %s: at least 2, and some time", o.namespaces, o.idle)
+	if o.namespaces < 2 || o.volumes < 2 || o.idle <= 0 {
+		return o, fmt.Errorf("-namespaces %d -volumes %d -idle %s: at least 2, and some time", o.namespaces, o.volumes, o.idle)
 	}
 	for _, name := range o.names() {
 		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
@@ -258,6 +262,11 @@ func measureHere(ctx context.Context, o options, all *results) error {
 	if o.wanted("scale") {
 		if err := benchScale(ctx, all); err != nil {
 			return fmt.Errorf("scale: %w", err)
+		}
+	}
+	if o.wanted("volumes") {
+		if err := benchVolumes(ctx, o.volumes, all); err != nil {
+			return fmt.Errorf("volumes: %w", err)
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ import (
 	"github.com/openatoll/atoll/netplugin/proxy"
 	"github.com/openatoll/atoll/netplugin/tap"
 	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/spherelet/volumes"
+	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/local"
 	"github.com/openatoll/atoll/vmpod/guestimage"
 	"github.com/openatoll/atoll/vmpod/qemu"
@@ -48,9 +51,14 @@ func cleanup(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	step("VMs", removeVMs(ctx, cfg, p))
+	vms := removeVMs(ctx, cfg, p)
+	step("VMs", vms)
 	step("network", removeNetwork(ctx, cfg))
+	step("loop devices", detachLoops(p.KubeletReal))
 	step("mounts", unmountKubelet(p.KubeletReal))
+	if vms == nil { // a VM that may be left keeps its volumes
+		step("volumes", freeVolumes(ctx, cfg, p))
+	}
 	step("pod directories", removePodDirs(p))
 	step("disks", removeDisks(ctx, p))
 	step("cgroups", removeCgroups("/sys/fs/cgroup", p.Cgroup))
@@ -85,7 +93,7 @@ func removeRunDir(cfg *v1alpha1.SphereletConfiguration) error {
 }
 
 // runDirNames are all that is ever in a run directory.
-var runDirNames = []string{vmSocketsName, secretsName, servicesMarkName, "cri.sock", "hints.sock", "kubelet", "spherelet.lock"}
+var runDirNames = []string{vmSocketsName, secretsName, servicesMarkName, "cri.sock", "csi.sock", "hints.sock", "kubelet", "spherelet.lock"}
 
 // removeVMs needs no guest image: nothing is launched.
 func removeVMs(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p config.Paths) error {
@@ -167,11 +175,42 @@ func unmountKubelet(dir string) error {
 	return errors.Join(errs...)
 }
 
+// detachLoops frees the loop devices that the kubelet has put on the records of
+// raw volumes.
+func detachLoops(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return volumes.DetachLoops(func(backing string) bool { return strings.HasPrefix(backing, real+"/") })
+}
+
+// freeVolumes ends the holds of VMs that are gone by now. The volumes stay.
+func freeVolumes(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p config.Paths) error {
+	if _, err := os.Stat(p.VolumeState); errors.Is(err, fs.ErrNotExist) {
+		return nil // there never was one
+	}
+	disks, err := openVolumes(ctx, cfg, p)
+	if err != nil || disks == nil {
+		return err
+	}
+	_, err = disks.Fence(ctx, storage.Holder{Host: cfg.NodeName})
+	if errdefs.IsUnavailable(err) {
+		slog.Warn("volumes on a datastore that is away stay held by this host", "err", err)
+		return nil
+	}
+	return err
+}
+
 // removePodDirs erases what the kubelet keeps of pods: their volumes were in
 // the guests, or are made again.
 func removePodDirs(p config.Paths) error {
 	return errors.Join(
 		os.RemoveAll(filepath.Join(p.KubeletReal, "pods")),
+		os.RemoveAll(filepath.Join(p.KubeletReal, "plugins", "kubernetes.io", "csi")),
 		os.RemoveAll(p.PodLogs),
 	)
 }

@@ -25,15 +25,8 @@ func (h *host) serveServices(ctx context.Context) error {
 	if !*h.cfg.KubeProxy {
 		return nil
 	}
-	for {
-		if _, err := os.Stat(h.cfg.Kubeconfig); err == nil {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(kubeconfigPoll):
-		}
+	if !h.joined(ctx) {
+		return nil
 	}
 	if err := claimServices(ctx, h.cfg); err != nil {
 		return err

@@ -26,9 +26,11 @@ import (
 	"github.com/openatoll/atoll/spherelet"
 	"github.com/openatoll/atoll/spherelet/config"
 	"github.com/openatoll/atoll/spherelet/resources"
+	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/storage/erofs"
 	"github.com/openatoll/atoll/storage/image"
 	"github.com/openatoll/atoll/storage/local"
+	"github.com/openatoll/atoll/storage/mkfs"
 	"github.com/openatoll/atoll/vmpod/guestimage"
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
@@ -42,6 +44,7 @@ type host struct {
 	driver  *qemu.Driver
 	network netplugin.Network
 	images  *image.Store
+	volumes storage.Disks // nil: none
 	runtime *cri.Server
 	tracing tracing.TracerProvider // nil: none
 }
@@ -71,6 +74,9 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ended(ctx, "the CRI server", h.runtime.Serve(ctx, listener)) })
 	g.Go(func() error { return h.serveServices(ctx) })
+	g.Go(func() error { return h.serveVolumes(ctx) })
+	g.Go(func() error { return h.controlVolumes(ctx) })
+	g.Go(func() error { return h.fenceLostNodes(ctx) })
 	g.Go(func() error {
 		return ended(ctx, "the kubelet", spherelet.Run(ctx, spherelet.Options{
 			Config:      cfg,
@@ -82,6 +88,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			PodVMs:      h.runtime.PodVMs,
 			Notices:     h.runtime.Notices,
 			VolumeUsage: h.runtime.VolumeUsage,
+			CSISocket:   h.csiSocket(),
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,
 		}))
@@ -148,6 +155,9 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if h.volumes, err = openVolumes(ctx, h.cfg, h.paths); err != nil {
+		return err
+	}
 	byDefault, err := resource.ParseQuantity(h.cfg.Hypervisor.EphemeralDefault)
 	if err != nil {
 		return err
@@ -160,13 +170,20 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.runtime, err = cri.New(ctx, cri.Config{
+	runtimeConfig := cri.Config{
 		StreamIdleTimeout: duration(h.cfg.Streaming.IdleTimeout), StreamTLS: streamTLS,
 		Driver: h.driver, Network: h.network, Images: h.images, Ephemeral: ephemeral,
 		StateDir: h.paths.CRIState, SecretsDir: filepath.Join(h.cfg.RunDir, secretsName), KubeletRoot: h.paths.Kubelet,
 		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
-		Version: version.Version, Info: h.info, ServerOptions: traced,
-	})
+		Version: version.Version, Info: h.info, ServerOptions: traced, NodeName: h.cfg.NodeName,
+	}
+	if h.volumes != nil {
+		runtimeConfig.Disks = h.volumes
+		if runtimeConfig.Formatter, err = mkfs.New(h.paths.Formatting); err != nil {
+			return err
+		}
+	}
+	h.runtime, err = cri.New(ctx, runtimeConfig)
 	if err == nil {
 		go makeMasters(ctx, ephemeral, byDefault.Value())
 	}

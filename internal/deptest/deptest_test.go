@@ -199,6 +199,7 @@ var forbidden = []struct{ program, dep, why string }{
 	{"cmd/kubectl-atoll", "github.com/vmware/govmomi", "users take it to machines of their own"},
 	{"cri", "k8s.io/kubernetes", "any CRI client can use it"},
 	{"cri", "github.com/vmware/govmomi", "only what talks to a vCenter needs it"},
+	{"storage/csi/controllers", "k8s.io/kubernetes", "a CSI driver knows nothing of the kubelet that uses it"},
 	{"vmpod", "k8s.io/kubernetes", "drivers know nothing of the kubelet"},
 	{"vmpod/qemu", "github.com/vmware/govmomi", "a KVM host has no vCenter"},
 }

@@ -128,7 +128,7 @@ func parse(s string) (map[Point]order, error) {
 				return nil, fmt.Errorf("%s: %q: hits are counted from 1", env, part)
 			}
 		}
-		if !slices.Contains(All, Point(name)) {
+		if !slices.Contains(All, Point(name)) && !slices.Contains(Volumes, Point(name)) {
 			return nil, fmt.Errorf("%s: there is no point %q", env, name)
 		}
 		if err := o.parseAction(what); err != nil {

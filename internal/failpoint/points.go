@@ -25,6 +25,19 @@ const (
 	CreateRecorded        Point = "cri/create/container-recorded"
 )
 
+// Points of volumes that are disks, in the order in which a pod meets them.
+const (
+	DiskNoted     Point = "cri/volume/intent-recorded"
+	DiskAttached  Point = "cri/volume/attached"
+	DiskPlugged   Point = "cri/volume/plugged"
+	DiskFilled    Point = "cri/volume/formatted"
+	DiskMounted   Point = "cri/volume/mounted"
+	DiskRecorded  Point = "cri/volume/recorded"
+	DiskResized   Point = "cri/volume/resized"
+	DiskUnmounted Point = "cri/volume/unmounted"
+	DiskDetached  Point = "cri/volume/detached"
+)
+
 // Points of StartContainer.
 const (
 	StartLogOpen       Point = "cri/start/log-open"
@@ -70,17 +83,20 @@ const (
 
 // Points of the QEMU driver.
 const (
-	LaunchDirHalf    Point = "qemu/launch/directory-half-made"
-	LaunchDirMade    Point = "qemu/launch/directory-made"
-	LaunchListening  Point = "qemu/launch/sockets-listening"
-	LaunchStarted    Point = "qemu/launch/process-started"
-	LaunchRecorded   Point = "qemu/launch/process-recorded"
-	LaunchMonitored  Point = "qemu/launch/monitor-answered"
-	LaunchAccounted  Point = "qemu/launch/cgroups-made"
-	LaunchContinued  Point = "qemu/launch/cpus-started"
-	PlugRecorded     Point = "qemu/plug/intent-recorded"
-	PlugNodeAdded    Point = "qemu/plug/node-added"
-	PlugDeviceAdded  Point = "qemu/plug/device-added"
+	LaunchDirHalf   Point = "qemu/launch/directory-half-made"
+	LaunchDirMade   Point = "qemu/launch/directory-made"
+	LaunchListening Point = "qemu/launch/sockets-listening"
+	LaunchStarted   Point = "qemu/launch/process-started"
+	LaunchRecorded  Point = "qemu/launch/process-recorded"
+	LaunchMonitored Point = "qemu/launch/monitor-answered"
+	LaunchAccounted Point = "qemu/launch/cgroups-made"
+	LaunchContinued Point = "qemu/launch/cpus-started"
+	PlugRecorded    Point = "qemu/plug/intent-recorded"
+	PlugNodeAdded   Point = "qemu/plug/node-added"
+	PlugDeviceAdded Point = "qemu/plug/device-added"
+
+	PlugVolumeNodeAdded Point = "qemu/plug/volume-node-added"
+
 	QuitIntended     Point = "qemu/stop/intent-recorded"
 	QuitGone         Point = "qemu/stop/process-gone"
 	QuitRecorded     Point = "qemu/stop/exit-recorded"
@@ -126,6 +142,27 @@ const (
 	DiskErased      Point = "disk/remove/erased"
 )
 
+// Points of the volumes in a host's datastores.
+const (
+	VolumeIntended        Point = "volume/create/intent-recorded"
+	VolumeFileMade        Point = "volume/create/file-made"
+	VolumeCopyIntended    Point = "volume/copy/intent-recorded"
+	VolumeCopied          Point = "volume/copy/file-made"
+	VolumeOverlayIntended Point = "volume/overlay/intent-recorded"
+	VolumeOverlayMade     Point = "volume/overlay/file-made"
+	VolumeOverlaid        Point = "volume/overlay/source-recorded"
+	VolumeReady           Point = "volume/create/recorded"
+	SnapshotCopied        Point = "volume/snapshot/file-made"
+	SnapshotReady         Point = "volume/snapshot/recorded"
+	VolumeLeased          Point = "volume/attach/lease-recorded"
+	VolumeGrowing         Point = "volume/expand/intent-recorded"
+	VolumeGrown           Point = "volume/expand/file-grown"
+	VolumeLeaseEnded      Point = "volume/detach/lease-erased"
+	VolumeDeleting        Point = "volume/delete/intent-recorded"
+	VolumeFilesErased     Point = "volume/delete/files-erased"
+	VolumeErased          Point = "volume/delete/record-erased"
+)
+
 // Points of the image store.
 const (
 	PullLeased        Point = "image/pull/leased"
@@ -165,4 +202,13 @@ var All = []Point{
 	ReclaimBegun, EraseCgroups, EraseSockets, EraseDirHalf, EraseDirComplete, ReclaimMachineRemoved,
 	DiskErased, ReclaimPartsRemoved, ReclaimIntentDropped, RemovePodContainers, RemovePodErased,
 	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased, ImageLayersForgot,
+}
+
+// Volumes are the points that a pod meets only with volumes: the crash matrix
+// leaves them to the tests of who keeps volumes.
+var Volumes = []Point{
+	PlugVolumeNodeAdded,
+	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
+	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
+	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskRecorded, DiskResized, DiskUnmounted, DiskDetached,
 }

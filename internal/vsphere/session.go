@@ -290,6 +290,7 @@ func (s *Session) Service(path, namespace string) (*soap.Client, soap.RoundTripp
 		if err != nil {
 			return err
 		}
+		s.share(sc)
 		if err = s.sendTo(ctx, sc, req, res); !NotAuthenticated(err) {
 			return err
 		}
@@ -297,8 +298,15 @@ func (s *Session) Service(path, namespace string) (*soap.Client, soap.RoundTripp
 			return err
 		}
 		clear(res)
+		s.share(sc)
 		return s.sendTo(ctx, sc, req, res)
 	})
+}
+
+// share gives another service's client the cookie of the login that there is:
+// it has the one of when it was made, and some services know no other way.
+func (s *Session) share(sc *soap.Client) {
+	sc.Jar.SetCookies(sc.URL(), s.client.Jar.Cookies(s.client.URL()))
 }
 
 type roundTripper func(ctx context.Context, req, res soap.HasFault) error

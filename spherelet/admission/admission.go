@@ -34,7 +34,7 @@ type Host struct {
 	// What the runtime and the guest can do.
 	UserNamespaces    bool // hostUsers: false
 	ImageVolumes      bool // volumes of kind image
-	PersistentVolumes bool // persistentVolumeClaim and ephemeral
+	PersistentVolumes bool // persistentVolumeClaim, ephemeral and our driver's csi
 	AppArmor          bool // profiles inside the guest
 }
 

@@ -7,6 +7,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -164,5 +166,29 @@ func TestOffered(t *testing.T) {
 	}
 	if rs := Check(p, Host{UserNamespaces: true, ImageVolumes: true, ImageDisks: 1}); len(rs) != 1 || rs[0].Reason != ReasonTooManyDisks {
 		t.Errorf("an image as a volume is a disk, too: %v", rs)
+	}
+}
+
+// Volumes that a node's own driver has; others of CSI stay refused.
+func TestPersistentVolumes(t *testing.T) {
+	inline := func(driver string) v1.Volume {
+		return v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{CSI: &v1.CSIVolumeSource{Driver: driver}}}
+	}
+	p := basic()
+	p.Spec.Volumes = []v1.Volume{
+		{Name: "c", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}},
+		{Name: "e", VolumeSource: v1.VolumeSource{Ephemeral: &v1.EphemeralVolumeSource{}}},
+		inline(v1alpha1.CSIDriverName),
+	}
+	p.Spec.Containers[0].VolumeDevices = []v1.VolumeDevice{{Name: "c", DevicePath: "/dev/x"}}
+	if rs := Check(p, Host{PersistentVolumes: true}); len(rs) > 0 {
+		t.Errorf("refused: %v", rs)
+	}
+	if rs := Check(p, Host{}); len(rs) != 4 {
+		t.Errorf("without: %v", rs)
+	}
+	p.Spec.Volumes = append(p.Spec.Volumes, inline("example.com"))
+	if rs := Check(p, Host{PersistentVolumes: true}); len(rs) != 1 || rs[0].Field != "spec.volumes[3](v).csi" {
+		t.Errorf("of another driver: %v", rs)
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/spherelet/resources"
 )
 
@@ -99,6 +100,9 @@ func (c *checker) volumes() {
 			c.hostPath(field+"hostPath", v)
 			continue
 		}
+		if v.CSI != nil && v.CSI.Driver == v1alpha1.CSIDriverName && c.host.PersistentVolumes {
+			continue
+		}
 		if kind := mountedOnHost(&v.VolumeSource); kind != "" {
 			why := "a volume of this kind is mounted on the node, and a pod VM shares no file system with the node"
 			instead := emptyDirInstead
@@ -118,9 +122,9 @@ func (c *checker) volumes() {
 		case v.Image != nil && !c.host.ImageVolumes:
 			c.refuse(field+"image", ReasonVolume, "images as volumes are not offered yet", "copy the files from an init container into an emptyDir")
 		case v.PersistentVolumeClaim != nil && !c.host.PersistentVolumes:
-			c.refuse(field+"persistentVolumeClaim", ReasonVolume, "this node offers no persistent volumes yet", persistentVolumeInstead)
+			c.refuse(field+"persistentVolumeClaim", ReasonVolume, "this node offers no persistent volumes", persistentVolumeInstead)
 		case v.Ephemeral != nil && !c.host.PersistentVolumes:
-			c.refuse(field+"ephemeral", ReasonVolume, "this node offers no persistent volumes yet", persistentVolumeInstead)
+			c.refuse(field+"ephemeral", ReasonVolume, "this node offers no persistent volumes", persistentVolumeInstead)
 		}
 	}
 }
@@ -134,8 +138,11 @@ func (c *checker) claims() {
 
 func (c *checker) container(field string, ct *v1.Container) {
 	for i, d := range ct.VolumeDevices {
+		if c.host.PersistentVolumes {
+			break
+		}
 		c.refuse(fmt.Sprintf("%s.volumeDevices[%d](%s)", field, i, d.Name), ReasonBlockDevice,
-			"raw block volumes are not offered yet", "use a file system volume")
+			"this node offers no persistent volumes", "run the pod on a node that does")
 	}
 	c.extended(field+".resources.requests", ct.Resources.Requests)
 	if sc := ct.SecurityContext; sc != nil {

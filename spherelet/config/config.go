@@ -40,6 +40,9 @@ const (
 	maxKubeletVerbosity     = 7
 	socketPathMax           = 107
 	podResourcesSocketBelow = "/pod-resources/kubelet.sock"
+	// RegistrationSocketBelow is where the kubelet looks for our CSI driver,
+	// below its root directory.
+	RegistrationSocketBelow = "/plugins_registry/atoll.sock"
 )
 
 // Load reads, defaults and validates the file. Its errors name the file, the
@@ -166,6 +169,7 @@ func setDefaults(c *v1alpha1.SphereletConfiguration) error {
 	if c.Images.MaxConcurrentDownloads == 0 {
 		c.Images.MaxConcurrentDownloads = DefaultDownloads
 	}
+	setDefaultDatastore(c)
 	orString(&c.LogLevel, "info")
 	return nil
 }
@@ -204,7 +208,12 @@ type Paths struct {
 	// the kubelet's sockets would not fit otherwise. KubeletReal is where
 	// the files are.
 	Kubelet, KubeletReal string
-	CRISocket            string
+	CRISocket, CSISocket string
+	// Volumes is the default datastore, VolumeState what the back end of volumes
+	// remembers.
+	Volumes, VolumeState string
+	// Formatting is where file systems of volumes are made before they are sent.
+	Formatting string
 	// Cgroup holds the VMs of this data directory, relative to the root of
 	// the host's hierarchies.
 	Cgroup        string
@@ -219,10 +228,11 @@ func PathsOf(c *v1alpha1.SphereletConfiguration) Paths {
 		PKI: d("pki"), PodLogs: d("podlogs"), PodManifests: d("manifests"),
 		Kubelet: d("kubelet"), KubeletReal: d("kubelet"),
 		Cgroup:    "atoll/" + instance(c.DataDir),
-		CRISocket: filepath.Join(c.RunDir, "cri.sock"),
-		Version:   d("version"), Lock: filepath.Join(c.RunDir, "spherelet.lock"),
+		CRISocket: filepath.Join(c.RunDir, "cri.sock"), CSISocket: filepath.Join(c.RunDir, "csi.sock"),
+		Volumes: d("volumes"), VolumeState: d("datastores"), Formatting: d("formatting"),
+		Version: d("version"), Lock: filepath.Join(c.RunDir, "spherelet.lock"),
 	}
-	if len(p.Kubelet)+len(podResourcesSocketBelow) > socketPathMax {
+	if len(p.Kubelet)+max(len(podResourcesSocketBelow), len(RegistrationSocketBelow)) > socketPathMax {
 		p.Kubelet = filepath.Join(c.RunDir, "kubelet")
 	}
 	return p

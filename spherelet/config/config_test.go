@@ -134,7 +134,7 @@ func TestLongDataDir(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(p.Kubelet)+len(podResourcesSocketBelow) > socketPathMax {
+		if len(p.Kubelet)+max(len(podResourcesSocketBelow), len(RegistrationSocketBelow)) > socketPathMax {
 			t.Errorf("kubelet root %s is too long for its sockets", p.Kubelet)
 		}
 		if real, err := filepath.EvalSymlinks(p.Kubelet); err != nil || real != p.KubeletReal {

@@ -56,6 +56,7 @@ func validate(c *v1alpha1.SphereletConfiguration) error {
 			bad(field, path, "an absolute path")
 		}
 	}
+	errs = append(errs, validateStorage(c)...)
 	if c.Hypervisor.Guest == "" {
 		bad("hypervisor.guest", "", "the directory that `make guest` writes (kernel and initramfs)")
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -89,7 +88,7 @@ func (p *emptyDirPlugin) emptyDir(name string, podUID types.UID, r vmpod.VolumeR
 // recordOf is what the guest must make for the volume. A memory volume is no
 // larger than the pod's memory limit, as upstream has it.
 func recordOf(spec *volume.Spec, pod *v1.Pod) (vmpod.VolumeRecord, error) {
-	r := vmpod.VolumeRecord{Kind: "emptyDir"}
+	r := vmpod.VolumeRecord{Kind: vmpod.VolumeEmptyDir}
 	e := spec.Volume.EmptyDir
 	switch e.Medium {
 	case v1.StorageMediumDefault:
@@ -156,10 +155,11 @@ func (e *emptyDir) TearDown() error { return e.TearDownAt(e.path) }
 // TearDownAt removes the record and its directory; the data goes with the
 // guest. A directory with anything else in it is not ours to erase.
 func (e *emptyDir) TearDownAt(dir string) error {
-	for _, p := range []string{filepath.Join(dir, vmpod.VolumeRecordName), dir} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := vmpod.RemoveVolumeRecord(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // Plugins are the volume kinds that a node of pod VMs offers; hostPath in
-// these directories, if there are any.
+// these directories, if there are any. Persistent volumes come with NewCSI.
 func Plugins(usage UsageFunc, hostDirectories []vmpod.HostDirectory) []volume.VolumePlugin {
 	plugins := []volume.VolumePlugin{NewEmptyDir(usage)}
 	if len(hostDirectories) > 0 {
@@ -27,7 +27,8 @@ func Plugins(usage UsageFunc, hostDirectories []vmpod.HostDirectory) []volume.Vo
 	plugins = append(plugins, configmap.ProbeVolumePlugins()...)
 	plugins = append(plugins, downwardapi.ProbeVolumePlugins()...)
 	plugins = append(plugins, image.ProbeVolumePlugins()...)
-	return append(plugins, projected.ProbeVolumePlugins()...)
+	plugins = append(plugins, projected.ProbeVolumePlugins()...)
+	return append(plugins, refusedPlugin{hostPaths: len(hostDirectories) > 0})
 }
 
 // Subpather hands sub-paths through as they are: the path of the volume and

@@ -291,11 +291,11 @@ func (p *policyTest) storageClasses(t *testing.T) {
 	}{
 		"where nothing is said":   {"default", &bronze, nil},
 		"one that was given":      {given, &gold, nil},
-		"none named":              {given, nil, nil},
+		"the default, not given":  {given, nil, []string{"has not been given storage class atoll-local, it has gold, silver"}},
 		"an administrator's":      {none, &static, nil},
 		"one that was not given":  {given, &bronze, []string{"spec.storageClassName: namespace given has not been given storage class bronze, it has gold, silver"}},
 		"where none was given":    {none, &gold, []string{"storage class gold, it has none"}},
-		"none named, none given ": {none, nil, nil},
+		"the default, none given": {none, nil, []string{"storage class atoll-local, it has none"}},
 	} {
 		_, err := p.admin.CoreV1().PersistentVolumeClaims(tc.namespace).Create(t.Context(), claim(tc.class), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		pod := plainPod("", "")
@@ -306,6 +306,10 @@ func (p *policyTest) storageClasses(t *testing.T) {
 			continue
 		}
 		refused(t, name, err, tc.words...)
+		if tc.class == nil { // the default is put in when its claim is made
+			allowed(t, name+", ephemeral", ephemeral)
+			continue
+		}
 		refused(t, name+", ephemeral", ephemeral, "spec.volumes: an ephemeral volume asks for a storage class that namespace "+tc.namespace, "it has ")
 	}
 }

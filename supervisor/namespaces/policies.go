@@ -22,10 +22,9 @@ import (
 )
 
 const (
-	// provisioner of volumes on vSphere, and its parameter, as vSphere's CSI
-	// driver has them.
-	provisioner     = "csi.vsphere.vmware.com"
-	policyParameter = "storagePolicyID"
+	// provisioner of volumes, and the parameter that names the policy.
+	provisioner     = v1alpha1.CSIDriverName
+	policyParameter = v1alpha1.PolicyIDParameter
 )
 
 // A policyReconciler keeps a StoragePolicy and a StorageClass for each storage

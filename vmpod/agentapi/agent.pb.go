@@ -51,6 +51,7 @@ const (
 	StreamHeader_PORT_FORWARD StreamHeader_Kind = 6 // both ways, to 127.0.0.1 or ::1 of the guest
 	StreamHeader_LOGS         StreamHeader_Kind = 7 // guest -> host: LogRecord messages, length-prefixed, from offset, following
 	StreamHeader_EXITS        StreamHeader_Kind = 8 // guest -> host: ExitRecord messages, length-prefixed, from offset, following
+	StreamHeader_FORMAT       StreamHeader_Kind = 9 // host -> guest: the extents of an empty file system (WriteExtent), for a DISK that AddVolume found blank; then one StreamReply
 )
 
 // Enum value maps for StreamHeader_Kind.
@@ -65,6 +66,7 @@ var (
 		6: "PORT_FORWARD",
 		7: "LOGS",
 		8: "EXITS",
+		9: "FORMAT",
 	}
 	StreamHeader_Kind_value = map[string]int32{
 		"RPC":          0,
@@ -76,6 +78,7 @@ var (
 		"PORT_FORWARD": 6,
 		"LOGS":         7,
 		"EXITS":        8,
+		"FORMAT":       9,
 	}
 )
 
@@ -162,6 +165,7 @@ const (
 	AddVolumeRequest_TMPFS     AddVolumeRequest_Kind = 1
 	AddVolumeRequest_TREE      AddVolumeRequest_Kind = 2
 	AddVolumeRequest_SHARE     AddVolumeRequest_Kind = 3
+	AddVolumeRequest_DISK      AddVolumeRequest_Kind = 4
 )
 
 // Enum value maps for AddVolumeRequest_Kind.
@@ -171,12 +175,14 @@ var (
 		1: "TMPFS",
 		2: "TREE",
 		3: "SHARE",
+		4: "DISK",
 	}
 	AddVolumeRequest_Kind_value = map[string]int32{
 		"EMPTY_DIR": 0,
 		"TMPFS":     1,
 		"TREE":      2,
 		"SHARE":     3,
+		"DISK":      4,
 	}
 )
 
@@ -250,7 +256,7 @@ func (x LogRecord_Stream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogRecord_Stream.Descriptor instead.
 func (LogRecord_Stream) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35, 0}
+	return file_agent_proto_rawDescGZIP(), []int{39, 0}
 }
 
 // A StreamHeader opens every yamux stream.
@@ -259,7 +265,7 @@ type StreamHeader struct {
 	Kind          StreamHeader_Kind      `protobuf:"varint,1,opt,name=kind,proto3,enum=atoll.agent.v1.StreamHeader_Kind" json:"kind,omitempty"`
 	ContainerId   string                 `protobuf:"bytes,2,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	ExecId        string                 `protobuf:"bytes,3,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`  // TREE
+	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`  // TREE, FORMAT
 	Path          string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`      // COPY_OUT: inside the container
 	Limit         int64                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`   // COPY_OUT: bytes
 	Port          uint32                 `protobuf:"varint,7,opt,name=port,proto3" json:"port,omitempty"`     // PORT_FORWARD
@@ -1143,13 +1149,18 @@ func (x *DNS) GetOptions() []string {
 }
 
 type AddVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Kind          AddVolumeRequest_Kind  `protobuf:"varint,2,opt,name=kind,proto3,enum=atoll.agent.v1.AddVolumeRequest_Kind" json:"kind,omitempty"`
-	SizeLimit     int64                  `protobuf:"varint,3,opt,name=size_limit,json=sizeLimit,proto3" json:"size_limit,omitempty"` // TMPFS: bytes; 0: half of RAM
-	HasFsGroup    bool                   `protobuf:"varint,4,opt,name=has_fs_group,json=hasFsGroup,proto3" json:"has_fs_group,omitempty"`
-	FsGroup       int64                  `protobuf:"varint,5,opt,name=fs_group,json=fsGroup,proto3" json:"fs_group,omitempty"`
-	Share         string                 `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"` // SHARE: its virtiofs tag
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind  AddVolumeRequest_Kind  `protobuf:"varint,2,opt,name=kind,proto3,enum=atoll.agent.v1.AddVolumeRequest_Kind" json:"kind,omitempty"`
+	// Bytes. TMPFS: its size; 0: half of RAM. EMPTY_DIR: what may be written into
+	// it, and 1 MiB more so that the host can see it exceeded (EDQUOT; processes
+	// with CAP_SYS_RESOURCE are not held to it); 0, or a guest without quotas: what
+	// the disk has.
+	SizeLimit     int64       `protobuf:"varint,3,opt,name=size_limit,json=sizeLimit,proto3" json:"size_limit,omitempty"`
+	HasFsGroup    bool        `protobuf:"varint,4,opt,name=has_fs_group,json=hasFsGroup,proto3" json:"has_fs_group,omitempty"`
+	FsGroup       int64       `protobuf:"varint,5,opt,name=fs_group,json=fsGroup,proto3" json:"fs_group,omitempty"`
+	Share         string      `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"` // SHARE: its virtiofs tag
+	Disk          *VolumeDisk `protobuf:"bytes,7,opt,name=disk,proto3" json:"disk,omitempty"`   // DISK
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1226,8 +1237,19 @@ func (x *AddVolumeRequest) GetShare() string {
 	return ""
 }
 
+func (x *AddVolumeRequest) GetDisk() *VolumeDisk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
 type AddVolumeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The DISK is blank and was not mounted: the host is to send an empty file
+	// system for a disk of so many bytes (FORMAT), and then to ask again.
+	Blank         bool  `protobuf:"varint,1,opt,name=blank,proto3" json:"blank,omitempty"`
+	Bytes         int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // of a DISK
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1262,6 +1284,125 @@ func (*AddVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
+func (x *AddVolumeResponse) GetBlank() bool {
+	if x != nil {
+		return x.Blank
+	}
+	return false
+}
+
+func (x *AddVolumeResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// A VolumeDisk is a disk that outlives the VM. It gets a file system if, and
+// only if, it is blank; one that holds anything else than the file system that
+// is asked for is refused with FAILED_PRECONDITION, and left as it is.
+//
+// Blank is a disk whose first and last MiB are zero, or one whose formatting was
+// cut off: from before its first byte until after its last one, a mark is in the
+// first sector.
+type VolumeDisk struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Serial  string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`               // finds the device
+	FsType  string                 `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"` // ext4 or xfs; empty with block
+	Options []string               `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`             // of the mount; what vmpod.CheckMountOptions refuses is refused here too
+	// The device is read-only, and it is mounted so. It is never formatted, and
+	// FAILED_PRECONDITION if a journal has to be replayed first.
+	ReadOnly bool `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Block    bool `protobuf:"varint,5,opt,name=block,proto3" json:"block,omitempty"` // no file system: containers get the device itself
+	// The group of has_fs_group owns all that is in the volume, each time that it
+	// is mounted; with this, only if its root does not have that group yet.
+	FsGroupOnRootMismatch bool `protobuf:"varint,6,opt,name=fs_group_on_root_mismatch,json=fsGroupOnRootMismatch,proto3" json:"fs_group_on_root_mismatch,omitempty"`
+	// What was never written reads as noise beyond the first MiB, which alone
+	// tells then whether the disk is blank: it is encrypted below the VM.
+	Noise         bool `protobuf:"varint,7,opt,name=noise,proto3" json:"noise,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeDisk) Reset() {
+	*x = VolumeDisk{}
+	mi := &file_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeDisk) ProtoMessage() {}
+
+func (x *VolumeDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeDisk.ProtoReflect.Descriptor instead.
+func (*VolumeDisk) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *VolumeDisk) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *VolumeDisk) GetFsType() string {
+	if x != nil {
+		return x.FsType
+	}
+	return ""
+}
+
+func (x *VolumeDisk) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *VolumeDisk) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *VolumeDisk) GetBlock() bool {
+	if x != nil {
+		return x.Block
+	}
+	return false
+}
+
+func (x *VolumeDisk) GetFsGroupOnRootMismatch() bool {
+	if x != nil {
+		return x.FsGroupOnRootMismatch
+	}
+	return false
+}
+
+func (x *VolumeDisk) GetNoise() bool {
+	if x != nil {
+		return x.Noise
+	}
+	return false
+}
+
 type RemoveVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1271,7 +1412,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1424,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1437,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveVolumeRequest) GetId() string {
@@ -1314,7 +1455,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1467,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1480,104 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
+}
+
+type ExpandVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpandVolumeRequest) Reset() {
+	*x = ExpandVolumeRequest{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpandVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpandVolumeRequest) ProtoMessage() {}
+
+func (x *ExpandVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpandVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ExpandVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExpandVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExpandVolumeRequest) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// What there is now: bytes of the disk.
+type ExpandVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpandVolumeResponse) Reset() {
+	*x = ExpandVolumeResponse{}
+	mi := &file_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpandVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpandVolumeResponse) ProtoMessage() {}
+
+func (x *ExpandVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpandVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ExpandVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ExpandVolumeResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type CreateContainerRequest struct {
@@ -1349,21 +1587,22 @@ type CreateContainerRequest struct {
 	// empty or ignored: the rootfs comes from image_disk, volumes from mounts.
 	// Network, IPC and UTS namespaces are the VM's; a PID namespace whose path
 	// is "container:<id>" is that of another container. Hooks are refused.
-	Spec                   []byte         `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	ImageDisk              string         `protobuf:"bytes,3,opt,name=image_disk,json=imageDisk,proto3" json:"image_disk,omitempty"` // serial of the EROFS disk
-	ReadonlyRootfs         bool           `protobuf:"varint,4,opt,name=readonly_rootfs,json=readonlyRootfs,proto3" json:"readonly_rootfs,omitempty"`
-	Mounts                 []*VolumeMount `protobuf:"bytes,5,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	Tty                    bool           `protobuf:"varint,6,opt,name=tty,proto3" json:"tty,omitempty"`
-	Stdin                  bool           `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // keep a stdin open
-	StdinOnce              bool           `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
-	TerminationMessagePath string         `protobuf:"bytes,9,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
+	Spec                   []byte          `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	ImageDisk              string          `protobuf:"bytes,3,opt,name=image_disk,json=imageDisk,proto3" json:"image_disk,omitempty"` // serial of the EROFS disk
+	ReadonlyRootfs         bool            `protobuf:"varint,4,opt,name=readonly_rootfs,json=readonlyRootfs,proto3" json:"readonly_rootfs,omitempty"`
+	Mounts                 []*VolumeMount  `protobuf:"bytes,5,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Tty                    bool            `protobuf:"varint,6,opt,name=tty,proto3" json:"tty,omitempty"`
+	Stdin                  bool            `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // keep a stdin open
+	StdinOnce              bool            `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	TerminationMessagePath string          `protobuf:"bytes,9,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
+	Devices                []*VolumeDevice `protobuf:"bytes,10,rep,name=devices,proto3" json:"devices,omitempty"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1614,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1627,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1454,6 +1693,74 @@ func (x *CreateContainerRequest) GetTerminationMessagePath() string {
 	return ""
 }
 
+func (x *CreateContainerRequest) GetDevices() []*VolumeDevice {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// A VolumeDevice is the device node of a DISK that was added with block.
+type VolumeDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`               // in the container, absolute
+	Permissions   string                 `protobuf:"bytes,3,opt,name=permissions,proto3" json:"permissions,omitempty"` // of cgroups: r, w, m
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeDevice) Reset() {
+	*x = VolumeDevice{}
+	mi := &file_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeDevice) ProtoMessage() {}
+
+func (x *VolumeDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeDevice.ProtoReflect.Descriptor instead.
+func (*VolumeDevice) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *VolumeDevice) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeDevice) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeDevice) GetPermissions() string {
+	if x != nil {
+		return x.Permissions
+	}
+	return ""
+}
+
 type VolumeMount struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Volume            string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`                  // of AddVolume
@@ -1471,7 +1778,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1790,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1803,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VolumeMount) GetVolume() string {
@@ -1556,7 +1863,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1875,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1888,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type StartProcessRequest struct {
@@ -1597,7 +1904,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1916,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1929,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartProcessRequest) GetContainerId() string {
@@ -1670,7 +1977,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1989,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +2002,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartProcessResponse) GetPid() int32 {
@@ -1724,7 +2031,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2043,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2056,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -1788,7 +2095,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2107,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2120,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type ResizeTerminalRequest struct {
@@ -1828,7 +2135,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2147,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2160,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeTerminalRequest) GetContainerId() string {
@@ -1892,7 +2199,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2211,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2224,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type WaitProcessRequest struct {
@@ -1930,7 +2237,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2249,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2262,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -1981,7 +2288,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2300,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2313,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WaitProcessResponse) GetExit() *ExitRecord {
@@ -2025,7 +2332,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2344,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2357,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -2068,7 +2375,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2387,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2400,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type UpdateContainerRequest struct {
@@ -2107,7 +2414,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2426,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2439,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -2164,7 +2471,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2483,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2496,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type OnlineRequest struct {
@@ -2202,7 +2509,7 @@ type OnlineRequest struct {
 
 func (x *OnlineRequest) Reset() {
 	*x = OnlineRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2521,7 @@ func (x *OnlineRequest) String() string {
 func (*OnlineRequest) ProtoMessage() {}
 
 func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2534,7 @@ func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineRequest.ProtoReflect.Descriptor instead.
 func (*OnlineRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *OnlineRequest) GetCpus() int32 {
@@ -2254,7 +2561,7 @@ type OnlineResponse struct {
 
 func (x *OnlineResponse) Reset() {
 	*x = OnlineResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2573,7 @@ func (x *OnlineResponse) String() string {
 func (*OnlineResponse) ProtoMessage() {}
 
 func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2586,7 @@ func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineResponse.ProtoReflect.Descriptor instead.
 func (*OnlineResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *OnlineResponse) GetCpus() int32 {
@@ -2304,7 +2611,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2623,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2636,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type ShutdownResponse struct {
@@ -2340,7 +2647,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2659,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2672,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 // A LogRecord is one line, or a part of one, that a container wrote. While
@@ -2385,7 +2692,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2704,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2717,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LogRecord) GetOffset() uint64 {
@@ -2471,7 +2778,7 @@ type ExitRecord struct {
 
 func (x *ExitRecord) Reset() {
 	*x = ExitRecord{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2790,7 @@ func (x *ExitRecord) String() string {
 func (*ExitRecord) ProtoMessage() {}
 
 func (x *ExitRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2803,7 @@ func (x *ExitRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitRecord.ProtoReflect.Descriptor instead.
 func (*ExitRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExitRecord) GetOffset() uint64 {
@@ -2559,7 +2866,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2878,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2891,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AcknowledgeRequest) GetContainerId() string {
@@ -2616,7 +2923,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2935,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2948,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type StatsRequest struct {
@@ -2653,7 +2960,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2972,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2985,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatsRequest) GetContainerIds() []string {
@@ -2704,7 +3011,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +3023,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +3036,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatsResponse) GetTimeNs() int64 {
@@ -2808,7 +3115,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +3127,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +3140,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2934,7 +3241,7 @@ type FilesystemStats struct {
 
 func (x *FilesystemStats) Reset() {
 	*x = FilesystemStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3253,7 @@ func (x *FilesystemStats) String() string {
 func (*FilesystemStats) ProtoMessage() {}
 
 func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3266,7 @@ func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemStats.ProtoReflect.Descriptor instead.
 func (*FilesystemStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FilesystemStats) GetUsedBytes() uint64 {
@@ -3004,6 +3311,7 @@ func (x *FilesystemStats) GetInodesFree() uint64 {
 	return 0
 }
 
+// Of a DISK with block there is its capacity alone.
 type VolumeStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3014,7 +3322,7 @@ type VolumeStats struct {
 
 func (x *VolumeStats) Reset() {
 	*x = VolumeStats{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3334,7 @@ func (x *VolumeStats) String() string {
 func (*VolumeStats) ProtoMessage() {}
 
 func (x *VolumeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3347,7 @@ func (x *VolumeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
 func (*VolumeStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VolumeStats) GetId() string {
@@ -3071,7 +3379,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3391,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3404,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3152,7 +3460,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0eatoll.agent.v1\"\xe2\x02\n" +
+	"\vagent.proto\x12\x0eatoll.agent.v1\"\xee\x02\n" +
 	"\fStreamHeader\x125\n" +
 	"\x04kind\x18\x01 \x01(\x0e2!.atoll.agent.v1.StreamHeader.KindR\x04kind\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -3161,7 +3469,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x04path\x18\x05 \x01(\tR\x04path\x12\x14\n" +
 	"\x05limit\x18\x06 \x01(\x03R\x05limit\x12\x12\n" +
 	"\x04port\x18\a \x01(\rR\x04port\x12\x16\n" +
-	"\x06offset\x18\b \x01(\x04R\x06offset\"q\n" +
+	"\x06offset\x18\b \x01(\x04R\x06offset\"}\n" +
 	"\x04Kind\x12\a\n" +
 	"\x03RPC\x10\x00\x12\t\n" +
 	"\x05STDIN\x10\x01\x12\n" +
@@ -3173,7 +3481,9 @@ const file_agent_proto_rawDesc = "" +
 	"\bCOPY_OUT\x10\x05\x12\x10\n" +
 	"\fPORT_FORWARD\x10\x06\x12\b\n" +
 	"\x04LOGS\x10\a\x12\t\n" +
-	"\x05EXITS\x10\b\";\n" +
+	"\x05EXITS\x10\b\x12\n" +
+	"\n" +
+	"\x06FORMAT\x10\t\";\n" +
 	"\vStreamReply\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"e\n" +
@@ -3250,7 +3560,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x03DNS\x12\x18\n" +
 	"\aservers\x18\x01 \x03(\tR\aservers\x12\x1a\n" +
 	"\bsearches\x18\x02 \x03(\tR\bsearches\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x86\x02\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xc0\x02\n" +
 	"\x10AddVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\x04kind\x18\x02 \x01(\x0e2%.atoll.agent.v1.AddVolumeRequest.KindR\x04kind\x12\x1d\n" +
@@ -3259,16 +3569,34 @@ const file_agent_proto_rawDesc = "" +
 	"\fhas_fs_group\x18\x04 \x01(\bR\n" +
 	"hasFsGroup\x12\x19\n" +
 	"\bfs_group\x18\x05 \x01(\x03R\afsGroup\x12\x14\n" +
-	"\x05share\x18\x06 \x01(\tR\x05share\"5\n" +
+	"\x05share\x18\x06 \x01(\tR\x05share\x12.\n" +
+	"\x04disk\x18\a \x01(\v2\x1a.atoll.agent.v1.VolumeDiskR\x04disk\"?\n" +
 	"\x04Kind\x12\r\n" +
 	"\tEMPTY_DIR\x10\x00\x12\t\n" +
 	"\x05TMPFS\x10\x01\x12\b\n" +
 	"\x04TREE\x10\x02\x12\t\n" +
-	"\x05SHARE\x10\x03\"\x13\n" +
-	"\x11AddVolumeResponse\"%\n" +
+	"\x05SHARE\x10\x03\x12\b\n" +
+	"\x04DISK\x10\x04\"?\n" +
+	"\x11AddVolumeResponse\x12\x14\n" +
+	"\x05blank\x18\x01 \x01(\bR\x05blank\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xda\x01\n" +
+	"\n" +
+	"VolumeDisk\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x17\n" +
+	"\afs_type\x18\x02 \x01(\tR\x06fsType\x12\x18\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x14\n" +
+	"\x05block\x18\x05 \x01(\bR\x05block\x128\n" +
+	"\x19fs_group_on_root_mismatch\x18\x06 \x01(\bR\x15fsGroupOnRootMismatch\x12\x14\n" +
+	"\x05noise\x18\a \x01(\bR\x05noise\"%\n" +
 	"\x13RemoveVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
-	"\x14RemoveVolumeResponse\"\xba\x02\n" +
+	"\x14RemoveVolumeResponse\";\n" +
+	"\x13ExpandVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\",\n" +
+	"\x14ExpandVolumeResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\"\xf2\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x1d\n" +
@@ -3280,7 +3608,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"stdin_once\x18\b \x01(\bR\tstdinOnce\x128\n" +
-	"\x18termination_message_path\x18\t \x01(\tR\x16terminationMessagePath\"\xf0\x01\n" +
+	"\x18termination_message_path\x18\t \x01(\tR\x16terminationMessagePath\x126\n" +
+	"\adevices\x18\n" +
+	" \x03(\v2\x1c.atoll.agent.v1.VolumeDeviceR\adevices\"\\\n" +
+	"\fVolumeDevice\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12 \n" +
+	"\vpermissions\x18\x03 \x01(\tR\vpermissions\"\xf0\x01\n" +
 	"\vVolumeMount\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x19\n" +
 	"\bsub_path\x18\x02 \x01(\tR\asubPath\x12 \n" +
@@ -3415,13 +3749,13 @@ const file_agent_proto_rawDesc = "" +
 	"\btx_bytes\x18\x05 \x01(\x04R\atxBytes\x12\x1d\n" +
 	"\n" +
 	"tx_packets\x18\x06 \x01(\x04R\ttxPackets\x12\x1b\n" +
-	"\ttx_errors\x18\a \x01(\x04R\btxErrors2\xa9\n" +
-	"\n" +
+	"\ttx_errors\x18\a \x01(\x04R\btxErrors2\x84\v\n" +
 	"\x05Agent\x12D\n" +
 	"\x05Hello\x12\x1c.atoll.agent.v1.HelloRequest\x1a\x1d.atoll.agent.v1.HelloResponse\x12Y\n" +
 	"\fSetupSandbox\x12#.atoll.agent.v1.SetupSandboxRequest\x1a$.atoll.agent.v1.SetupSandboxResponse\x12P\n" +
 	"\tAddVolume\x12 .atoll.agent.v1.AddVolumeRequest\x1a!.atoll.agent.v1.AddVolumeResponse\x12Y\n" +
-	"\fRemoveVolume\x12#.atoll.agent.v1.RemoveVolumeRequest\x1a$.atoll.agent.v1.RemoveVolumeResponse\x12b\n" +
+	"\fRemoveVolume\x12#.atoll.agent.v1.RemoveVolumeRequest\x1a$.atoll.agent.v1.RemoveVolumeResponse\x12Y\n" +
+	"\fExpandVolume\x12#.atoll.agent.v1.ExpandVolumeRequest\x1a$.atoll.agent.v1.ExpandVolumeResponse\x12b\n" +
 	"\x0fCreateContainer\x12&.atoll.agent.v1.CreateContainerRequest\x1a'.atoll.agent.v1.CreateContainerResponse\x12Y\n" +
 	"\fStartProcess\x12#.atoll.agent.v1.StartProcessRequest\x1a$.atoll.agent.v1.StartProcessResponse\x12\\\n" +
 	"\rSignalProcess\x12$.atoll.agent.v1.SignalProcessRequest\x1a%.atoll.agent.v1.SignalProcessResponse\x12_\n" +
@@ -3447,7 +3781,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_agent_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: atoll.agent.v1.StreamHeader.Kind
 	(ContainerState_Phase)(0),       // 1: atoll.agent.v1.ContainerState.Phase
@@ -3467,98 +3801,106 @@ var file_agent_proto_goTypes = []any{
 	(*DNS)(nil),                     // 15: atoll.agent.v1.DNS
 	(*AddVolumeRequest)(nil),        // 16: atoll.agent.v1.AddVolumeRequest
 	(*AddVolumeResponse)(nil),       // 17: atoll.agent.v1.AddVolumeResponse
-	(*RemoveVolumeRequest)(nil),     // 18: atoll.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),    // 19: atoll.agent.v1.RemoveVolumeResponse
-	(*CreateContainerRequest)(nil),  // 20: atoll.agent.v1.CreateContainerRequest
-	(*VolumeMount)(nil),             // 21: atoll.agent.v1.VolumeMount
-	(*CreateContainerResponse)(nil), // 22: atoll.agent.v1.CreateContainerResponse
-	(*StartProcessRequest)(nil),     // 23: atoll.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 24: atoll.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 25: atoll.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 26: atoll.agent.v1.SignalProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 27: atoll.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 28: atoll.agent.v1.ResizeTerminalResponse
-	(*WaitProcessRequest)(nil),      // 29: atoll.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 30: atoll.agent.v1.WaitProcessResponse
-	(*RemoveContainerRequest)(nil),  // 31: atoll.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 32: atoll.agent.v1.RemoveContainerResponse
-	(*UpdateContainerRequest)(nil),  // 33: atoll.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 34: atoll.agent.v1.UpdateContainerResponse
-	(*OnlineRequest)(nil),           // 35: atoll.agent.v1.OnlineRequest
-	(*OnlineResponse)(nil),          // 36: atoll.agent.v1.OnlineResponse
-	(*ShutdownRequest)(nil),         // 37: atoll.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 38: atoll.agent.v1.ShutdownResponse
-	(*LogRecord)(nil),               // 39: atoll.agent.v1.LogRecord
-	(*ExitRecord)(nil),              // 40: atoll.agent.v1.ExitRecord
-	(*AcknowledgeRequest)(nil),      // 41: atoll.agent.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),     // 42: atoll.agent.v1.AcknowledgeResponse
-	(*StatsRequest)(nil),            // 43: atoll.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 44: atoll.agent.v1.StatsResponse
-	(*ContainerStats)(nil),          // 45: atoll.agent.v1.ContainerStats
-	(*FilesystemStats)(nil),         // 46: atoll.agent.v1.FilesystemStats
-	(*VolumeStats)(nil),             // 47: atoll.agent.v1.VolumeStats
-	(*NetworkStats)(nil),            // 48: atoll.agent.v1.NetworkStats
-	nil,                             // 49: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 50: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	(*VolumeDisk)(nil),              // 18: atoll.agent.v1.VolumeDisk
+	(*RemoveVolumeRequest)(nil),     // 19: atoll.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),    // 20: atoll.agent.v1.RemoveVolumeResponse
+	(*ExpandVolumeRequest)(nil),     // 21: atoll.agent.v1.ExpandVolumeRequest
+	(*ExpandVolumeResponse)(nil),    // 22: atoll.agent.v1.ExpandVolumeResponse
+	(*CreateContainerRequest)(nil),  // 23: atoll.agent.v1.CreateContainerRequest
+	(*VolumeDevice)(nil),            // 24: atoll.agent.v1.VolumeDevice
+	(*VolumeMount)(nil),             // 25: atoll.agent.v1.VolumeMount
+	(*CreateContainerResponse)(nil), // 26: atoll.agent.v1.CreateContainerResponse
+	(*StartProcessRequest)(nil),     // 27: atoll.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 28: atoll.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 29: atoll.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 30: atoll.agent.v1.SignalProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 31: atoll.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 32: atoll.agent.v1.ResizeTerminalResponse
+	(*WaitProcessRequest)(nil),      // 33: atoll.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 34: atoll.agent.v1.WaitProcessResponse
+	(*RemoveContainerRequest)(nil),  // 35: atoll.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 36: atoll.agent.v1.RemoveContainerResponse
+	(*UpdateContainerRequest)(nil),  // 37: atoll.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 38: atoll.agent.v1.UpdateContainerResponse
+	(*OnlineRequest)(nil),           // 39: atoll.agent.v1.OnlineRequest
+	(*OnlineResponse)(nil),          // 40: atoll.agent.v1.OnlineResponse
+	(*ShutdownRequest)(nil),         // 41: atoll.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 42: atoll.agent.v1.ShutdownResponse
+	(*LogRecord)(nil),               // 43: atoll.agent.v1.LogRecord
+	(*ExitRecord)(nil),              // 44: atoll.agent.v1.ExitRecord
+	(*AcknowledgeRequest)(nil),      // 45: atoll.agent.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),     // 46: atoll.agent.v1.AcknowledgeResponse
+	(*StatsRequest)(nil),            // 47: atoll.agent.v1.StatsRequest
+	(*StatsResponse)(nil),           // 48: atoll.agent.v1.StatsResponse
+	(*ContainerStats)(nil),          // 49: atoll.agent.v1.ContainerStats
+	(*FilesystemStats)(nil),         // 50: atoll.agent.v1.FilesystemStats
+	(*VolumeStats)(nil),             // 51: atoll.agent.v1.VolumeStats
+	(*NetworkStats)(nil),            // 52: atoll.agent.v1.NetworkStats
+	nil,                             // 53: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 54: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	0,  // 0: atoll.agent.v1.StreamHeader.kind:type_name -> atoll.agent.v1.StreamHeader.Kind
 	7,  // 1: atoll.agent.v1.HelloRequest.clock:type_name -> atoll.agent.v1.ClockReading
 	9,  // 2: atoll.agent.v1.HelloResponse.containers:type_name -> atoll.agent.v1.ContainerState
 	1,  // 3: atoll.agent.v1.ContainerState.phase:type_name -> atoll.agent.v1.ContainerState.Phase
-	40, // 4: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
+	44, // 4: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
 	13, // 5: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
 	15, // 6: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
-	49, // 7: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	53, // 7: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
 	11, // 8: atoll.agent.v1.SetupSandboxRequest.user_namespace:type_name -> atoll.agent.v1.IDMap
 	14, // 9: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
 	2,  // 10: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
-	21, // 11: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
-	40, // 12: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
-	50, // 13: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
-	3,  // 14: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
-	45, // 15: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
-	47, // 16: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
-	48, // 17: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
-	46, // 18: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
-	45, // 19: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
-	46, // 20: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
-	46, // 21: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
-	6,  // 22: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
-	10, // 23: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
-	16, // 24: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
-	18, // 25: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
-	20, // 26: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
-	23, // 27: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
-	25, // 28: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
-	27, // 29: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
-	29, // 30: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
-	31, // 31: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
-	33, // 32: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
-	43, // 33: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
-	41, // 34: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
-	35, // 35: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
-	37, // 36: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
-	8,  // 37: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
-	12, // 38: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
-	17, // 39: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
-	19, // 40: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
-	22, // 41: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
-	24, // 42: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
-	26, // 43: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
-	28, // 44: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
-	30, // 45: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
-	32, // 46: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
-	34, // 47: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
-	44, // 48: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
-	42, // 49: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
-	36, // 50: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
-	38, // 51: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
-	37, // [37:52] is the sub-list for method output_type
-	22, // [22:37] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	18, // 11: atoll.agent.v1.AddVolumeRequest.disk:type_name -> atoll.agent.v1.VolumeDisk
+	25, // 12: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
+	24, // 13: atoll.agent.v1.CreateContainerRequest.devices:type_name -> atoll.agent.v1.VolumeDevice
+	44, // 14: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
+	54, // 15: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	3,  // 16: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
+	49, // 17: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
+	51, // 18: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
+	52, // 19: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
+	50, // 20: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
+	49, // 21: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
+	50, // 22: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
+	50, // 23: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
+	6,  // 24: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
+	10, // 25: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
+	16, // 26: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
+	19, // 27: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
+	21, // 28: atoll.agent.v1.Agent.ExpandVolume:input_type -> atoll.agent.v1.ExpandVolumeRequest
+	23, // 29: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
+	27, // 30: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
+	29, // 31: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
+	31, // 32: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
+	33, // 33: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
+	35, // 34: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
+	37, // 35: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
+	47, // 36: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
+	45, // 37: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
+	39, // 38: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
+	41, // 39: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
+	8,  // 40: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
+	12, // 41: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
+	17, // 42: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
+	20, // 43: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
+	22, // 44: atoll.agent.v1.Agent.ExpandVolume:output_type -> atoll.agent.v1.ExpandVolumeResponse
+	26, // 45: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
+	28, // 46: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
+	30, // 47: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
+	32, // 48: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
+	34, // 49: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
+	36, // 50: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
+	38, // 51: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
+	48, // 52: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
+	46, // 53: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
+	40, // 54: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
+	42, // 55: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3572,7 +3914,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   47,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,7 @@ type AgentService interface {
 	SetupSandbox(context.Context, *SetupSandboxRequest) (*SetupSandboxResponse, error)
 	AddVolume(context.Context, *AddVolumeRequest) (*AddVolumeResponse, error)
 	RemoveVolume(context.Context, *RemoveVolumeRequest) (*RemoveVolumeResponse, error)
+	ExpandVolume(context.Context, *ExpandVolumeRequest) (*ExpandVolumeResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartProcess(context.Context, *StartProcessRequest) (*StartProcessResponse, error)
 	SignalProcess(context.Context, *SignalProcessRequest) (*SignalProcessResponse, error)
@@ -55,6 +56,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.RemoveVolume(ctx, &req)
+			},
+			"ExpandVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ExpandVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ExpandVolume(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -174,6 +182,14 @@ func (c *agentClient) AddVolume(ctx context.Context, req *AddVolumeRequest) (*Ad
 func (c *agentClient) RemoveVolume(ctx context.Context, req *RemoveVolumeRequest) (*RemoveVolumeResponse, error) {
 	var resp RemoveVolumeResponse
 	if err := c.client.Call(ctx, "atoll.agent.v1.Agent", "RemoveVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) ExpandVolume(ctx context.Context, req *ExpandVolumeRequest) (*ExpandVolumeResponse, error) {
+	var resp ExpandVolumeResponse
+	if err := c.client.Call(ctx, "atoll.agent.v1.Agent", "ExpandVolume", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

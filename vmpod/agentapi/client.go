@@ -417,7 +417,20 @@ func (c *Client) output(ctx context.Context, k StreamHeader_Kind, containerID, e
 // far as a `..data` link in it allows. It returns when the guest has it; on
 // any error the volume is as it was, or the same call mends it.
 func (c *Client) PutTree(ctx context.Context, volume string, r io.Reader) error {
-	s, err := c.open(ctx, &StreamHeader{Kind: StreamHeader_TREE, Volume: volume})
+	return c.put(ctx, &StreamHeader{Kind: StreamHeader_TREE, Volume: volume}, r)
+}
+
+// Format writes an empty file system onto the DISK of a volume that AddVolume
+// found blank: extents, as WriteExtent writes them. It returns when the disk
+// has it; on any error the disk is still blank, and the same call mends it.
+// ErrFailedPrecondition if the disk is not blank after all.
+func (c *Client) Format(ctx context.Context, volume string, extents io.Reader) error {
+	return c.put(ctx, &StreamHeader{Kind: StreamHeader_FORMAT, Volume: volume}, extents)
+}
+
+// put sends a stream to its end and waits for what became of it.
+func (c *Client) put(ctx context.Context, h *StreamHeader, r io.Reader) error {
+	s, err := c.open(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -438,7 +451,7 @@ func (c *Client) PutTree(ctx context.Context, volume string, r io.Reader) error 
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return fmt.Errorf("send volume %s: %w", volume, err)
+		return fmt.Errorf("send volume %s: %w", h.Volume, err)
 	}
 	return nil
 }

@@ -9,3 +9,12 @@ const Protocol = 2
 // host's. A host sets up no guest with less: the pods of one template could
 // share their keys.
 const ProtocolIdentity = 2
+
+// Features of guests in HelloResponse, beside what their kernels can do.
+const (
+	// FeatureDisks: volumes of kind DISK. A guest without it takes one for an
+	// empty directory.
+	FeatureDisks = "disks"
+	// FeatureXFS: they may have xfs.
+	FeatureXFS = "xfs"
+)

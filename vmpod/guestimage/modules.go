@@ -51,6 +51,7 @@ var demandModules = map[string][]string{
 	"virtiofs": {"virtiofs"}, // directories of the host
 	"bridge":   {"bridge"},   // privileged pods that make networks
 	"veth":     {"veth"},
+	"xfs":      {"xfs"}, // volumes that have it
 }
 
 // optionalModules may be missing without an error: not every kernel release
@@ -58,7 +59,7 @@ var demandModules = map[string][]string{
 var optionalModules = map[string]bool{
 	"virtio_mem": true, "pvpanic-pci": true, "crc32c-intel": true,
 	"virtio_rng": true, "ipv6": true, "unix": true, "af_packet": true,
-	"virtiofs": true, "bridge": true, "veth": true,
+	"virtiofs": true, "bridge": true, "veth": true, "xfs": true,
 	"quota_v2": true,
 }
 

@@ -66,6 +66,7 @@ type agent struct {
 	userns      *userNamespace  // the pod's, nil if it has none
 	interfaces  map[string]bool // the pod's, by name
 	volumes     map[string]*volume
+	blanks      map[string]*blankDisk // by volume id: they wait for FORMAT
 	containers  map[string]*container
 	creating    map[string]*sync.Mutex // serialises work on one container or volume
 	cdev        bool                   // the kernel can restrict devices
@@ -74,7 +75,7 @@ type agent struct {
 func newAgent(p places) *agent {
 	a := &agent{
 		places: p, clock: newHostClock(), reaper: newReaper(), exits: newExitJournal(), images: newImageMounts(p.images), usage: newUsageCache(),
-		volumes: map[string]*volume{}, containers: map[string]*container{}, creating: map[string]*sync.Mutex{},
+		volumes: map[string]*volume{}, blanks: map[string]*blankDisk{}, containers: map[string]*container{}, creating: map[string]*sync.Mutex{},
 		cdev: haveBPF(),
 	}
 	a.lacks = a.itemNames()
@@ -162,7 +163,11 @@ func uptime() int64 {
 
 // features are words for what this kernel can do.
 func features() []string {
-	var out []string
+	out := []string{agentapi.FeatureDisks}
+	known, _ := os.ReadFile("/proc/filesystems")
+	if modules, _ := modulesIn("/modules/xfs"); len(modules) > 0 || strings.Contains(string(known), "\txfs\n") {
+		out = append(out, agentapi.FeatureXFS)
+	}
 	for _, f := range []struct{ name, file string }{
 		{"apparmor", "/sys/module/apparmor/parameters/enabled"}, {"cgroup2", cgroupRoot + "/cgroup.controllers"},
 		{"seccomp", "/proc/sys/kernel/seccomp/actions_avail"}, {"userns", "/proc/self/ns/user"},

@@ -144,6 +144,9 @@ func (a *agent) prepare(c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := a.addDevices(spec, c.request.Devices); err != nil {
+		return err
+	}
 	if err := setSysctls(sysctls); err != nil {
 		return err
 	}
@@ -270,6 +273,9 @@ func (a *agent) volumeSource(_ context.Context, c *container, i int, m *agentapi
 	v, ok := a.volume(m.Volume)
 	if !ok {
 		return "", fmt.Errorf("it is not in this VM; AddVolume first: %w", errdefs.ErrNotFound)
+	}
+	if v.root == "" {
+		return "", fmt.Errorf("it is a raw device and cannot be mounted: %w", errdefs.ErrFailedPrecondition)
 	}
 	if m.SubPath == "" {
 		return v.root, nil

@@ -49,11 +49,7 @@ func (a *agent) Stats(_ context.Context, r *agentapi.StatsRequest) (*agentapi.St
 		resp.Containers = append(resp.Containers, s)
 	}
 	for _, v := range volumes {
-		u := statfs(v.root)
-		if v.kind != agentapi.AddVolumeRequest_TMPFS { // a tmpfs is all the volume's
-			a.usage.fill(u, v.root)
-		}
-		resp.Volumes = append(resp.Volumes, &agentapi.VolumeStats{Id: v.id, Usage: u})
+		resp.Volumes = append(resp.Volumes, &agentapi.VolumeStats{Id: v.id, Usage: a.volumeStats(v)})
 	}
 	resp.Networks = networkStats(interfaces)
 	resp.Ephemeral = statfs(a.places.disk)
@@ -61,6 +57,18 @@ func (a *agent) Stats(_ context.Context, r *agentapi.StatsRequest) (*agentapi.St
 	resp.MemoryTotal, resp.MemoryAvailable = info["MemTotal"], info["MemAvailable"]
 	resp.Guest = guestStats(info)
 	return resp, nil
+}
+
+func (a *agent) volumeStats(v *volume) *agentapi.FilesystemStats {
+	if v.disk != nil && v.disk.request.Block {
+		size, _ := deviceBytes(v.disk.device)
+		return &agentapi.FilesystemStats{CapacityBytes: uint64(size)}
+	}
+	u := statfs(v.root)
+	if v.kind != agentapi.AddVolumeRequest_TMPFS && v.disk == nil { // those are all the volume's
+		a.usage.fill(u, v.root)
+	}
+	return u
 }
 
 // cgroupStats reads one container's cgroup; the working set is the kubelet's:

@@ -24,6 +24,8 @@ func (a *agent) ServeStream(ctx context.Context, h *agentapi.StreamHeader, s *ag
 		return a.serveOutput(h, s)
 	case agentapi.StreamHeader_TREE:
 		return a.serveTree(h, s)
+	case agentapi.StreamHeader_FORMAT:
+		return a.serveFormat(h, s)
 	case agentapi.StreamHeader_COPY_OUT:
 		return a.serveCopyOut(h, s)
 	case agentapi.StreamHeader_PORT_FORWARD:

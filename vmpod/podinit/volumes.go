@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -17,10 +18,12 @@ import (
 type volume struct {
 	id   string
 	kind agentapi.AddVolumeRequest_Kind
-	root string // its directory, the same inode for the volume's life
+	root string      // its directory, the same inode for the volume's life
+	disk *diskVolume // of a DISK
 }
 
-// AddVolume makes an EMPTY_DIR, a TMPFS or an empty TREE.
+// AddVolume makes an EMPTY_DIR, a TMPFS or an empty TREE, or mounts a SHARE or
+// a DISK.
 func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*agentapi.AddVolumeResponse, error) {
 	if err := a.requireSandbox(); err != nil {
 		return nil, err
@@ -36,6 +39,13 @@ func (a *agent) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest) (*a
 			return nil, fmt.Errorf("volume %s is there as %s: %w", r.Id, v.kind, errdefs.ErrAlreadyExists)
 		}
 		return &agentapi.AddVolumeResponse{}, nil
+	}
+	if r.Kind == agentapi.AddVolumeRequest_DISK {
+		resp, err := a.addDisk(ctx, r)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", r.Id, err)
+		}
+		return resp, nil
 	}
 	v := &volume{id: r.Id, kind: r.Kind, root: filepath.Join(a.places.volumes, r.Id)}
 	if r.Kind == agentapi.AddVolumeRequest_EMPTY_DIR {
@@ -122,23 +132,37 @@ func (a *agent) RemoveVolume(ctx context.Context, r *agentapi.RemoveVolumeReques
 	defer l.Unlock()
 	a.mu.Lock()
 	v, ok := a.volumes[r.Id]
+	delete(a.blanks, r.Id)
 	for _, c := range a.containers {
-		for _, m := range c.request.Mounts {
-			if m.Volume == r.Id {
-				a.mu.Unlock()
-				return nil, fmt.Errorf("volume %s is used by container %s; remove that first: %w", r.Id, c.id, errdefs.ErrFailedPrecondition)
-			}
+		if c.uses(r.Id) {
+			a.mu.Unlock()
+			return nil, fmt.Errorf("volume %s is used by container %s; remove that first: %w", r.Id, c.id, errdefs.ErrFailedPrecondition)
 		}
 	}
-	delete(a.volumes, r.Id)
 	a.mu.Unlock()
 	if !ok {
 		return &agentapi.RemoveVolumeResponse{}, nil
 	}
-	if err := v.destroy(); err != nil {
+	destroy := v.destroy
+	if v.disk != nil {
+		destroy = func() error { return v.removeDisk(ctx) }
+	}
+	err := destroy()
+	if err == nil || v.disk == nil || errdefs.IsDataLoss(err) { // else it is asked for again
+		a.mu.Lock()
+		delete(a.volumes, r.Id)
+		a.mu.Unlock()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", r.Id, err)
 	}
 	return &agentapi.RemoveVolumeResponse{}, nil
+}
+
+// uses says whether a container has a volume.
+func (c *container) uses(volume string) bool {
+	return slices.ContainsFunc(c.request.Mounts, func(m *agentapi.VolumeMount) bool { return m.Volume == volume }) ||
+		slices.ContainsFunc(c.request.Devices, func(d *agentapi.VolumeDevice) bool { return d.Volume == volume })
 }
 
 // openSubPath opens what is to be mounted of a volume. It resolves below the

@@ -58,6 +58,9 @@ func checkSpec(s vmpod.Spec) error {
 		if err := checkDisk(d); err != nil {
 			return bad("%v", err)
 		}
+		if d.Volume != nil {
+			return bad("disk %s is a volume, which can only be plugged into a VM that runs", d.ID)
+		}
 		if seen["disk "+d.ID] {
 			return bad("two disks are called %q", d.ID)
 		}
@@ -79,10 +82,12 @@ func checkDisk(d vmpod.Disk) error {
 	switch {
 	case !deviceIDRE.MatchString(d.ID):
 		return fmt.Errorf("disk ID %q: want 1 to 20 characters of [a-z0-9-]", d.ID)
-	case d.Format != "" && d.Format != "raw" && d.Format != "vmdk":
-		return fmt.Errorf("disk %s: format %q: want raw or vmdk", d.ID, d.Format)
 	case !strings.HasPrefix(d.Path, "/"):
 		return fmt.Errorf("disk %s: path %q: want an absolute one", d.ID, d.Path)
+	case d.Volume != nil:
+		return checkVolume(d)
+	case d.Format != "" && d.Format != "raw" && d.Format != "vmdk":
+		return fmt.Errorf("disk %s: format %q: want raw or vmdk", d.ID, d.Format)
 	}
 	return nil
 }

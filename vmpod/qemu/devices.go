@@ -141,6 +141,7 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 		Node      string `json:"node-name"`
 		Device    string `json:"device"`
 		Operation string `json:"operation"`
+		Action    string `json:"action"`
 		NoSpace   bool   `json:"nospace"`
 		Reason    string `json:"reason"`
 	}
@@ -158,6 +159,6 @@ func (m *Machine) onDiskError(ev qmpEvent) {
 	first := m.faults.count[disk] == 1
 	m.mu.Unlock()
 	if first {
-		m.log.Error("host disk error is reported to the guest", "disk", disk, "operation", d.Operation, "no_space", full, "err", d.Reason)
+		m.log.Error("host disk error", "disk", disk, "operation", d.Operation, "action", d.Action, "no_space", full, "err", d.Reason)
 	}
 }

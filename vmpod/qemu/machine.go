@@ -49,6 +49,8 @@ type Machine struct {
 	faults    diskFaults
 	vouched   time.Time // when QEMU has said last that the guest runs; zero: ask it
 	stops     int       // how often it has told of a stop, or could not
+	stalls    int       // how often a full datastore has paused it
+	awaiting  bool      // somebody waits for room to let it go on
 	devices   deviceTable
 	extent    *vmpod.Extent // what QEMU said last; nil before it was asked
 	agent     *agentConn
@@ -211,6 +213,8 @@ func (m *Machine) ping(ctx context.Context) error {
 			m.vouched = asked
 		}
 		m.mu.Unlock()
+	case ioErrorState:
+		return errDatastoreFull
 	}
 	return nil
 }

@@ -187,6 +187,9 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 		m.guestEnded()
 		return
 	}
+	if s.Status == ioErrorState {
+		m.background.Go(m.awaitRoom)
+	}
 	if exited { // its end is recorded, its process was not yet told
 		m.guestEnded()
 		return
@@ -259,8 +262,8 @@ func (m *Machine) stopped() {
 	case "internal-error", "watchdog":
 		m.note(func(e *evidence) { e.internal = true })
 		m.guestEnded()
-	case "io-error":
-		m.log.Error("pod VM is paused by a disk error that should have been reported to it")
+	case ioErrorState:
+		m.background.Go(m.awaitRoom)
 	}
 }
 

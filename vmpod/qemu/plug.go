@@ -59,7 +59,7 @@ func (m *Machine) plug(ctx context.Context, dev vmpod.Device) error {
 	after := before
 	switch {
 	case dev.Disk != nil:
-		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{*dev.Disk, slot})
+		after.Disks = append(after.Disks[:len(after.Disks):len(after.Disks)], diskEntry{keyless(*dev.Disk), slot})
 	case dev.NIC != nil:
 		after.NICs = append(after.NICs[:len(after.NICs):len(after.NICs)], nicEntry{*dev.NIC, slot})
 	default:
@@ -94,7 +94,7 @@ func (m *Machine) has(dev vmpod.Device) (bool, error) {
 	t := m.table()
 	for _, d := range t.Disks {
 		if dev.Disk != nil && d.ID == dev.Disk.ID {
-			if d.Disk != *dev.Disk {
+			if !d.Disk.Equal(*dev.Disk) {
 				return false, fmt.Errorf("disk %s is there with other properties: unplug it first: %w", d.ID, errdefs.ErrAlreadyExists)
 			}
 			return true, nil
@@ -138,6 +138,9 @@ func (m *Machine) setTable(t deviceTable) error {
 
 // addDisk hands a disk's files to QEMU and adds node and device.
 func addDisk(ctx context.Context, q *qmpConn, d vmpod.Disk, slot int) error {
+	if d.Volume != nil {
+		return addVolume(ctx, q, d, slot)
+	}
 	path, err := openImage(d, func(f *os.File) (string, error) {
 		defer f.Close()
 		var r struct {
@@ -278,6 +281,7 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	for _, d := range before.Disks {
 		if !has[diskName(d.ID)] {
 			_ = q.run(ctx, "blockdev-del", map[string]any{"node-name": nodeName(d.ID)}, nil) // may not have been added
+			dropVolume(ctx, q, d.Disk)
 			if err := dropFDs(ctx, q, diskName(d.ID)); err != nil {
 				return err
 			}

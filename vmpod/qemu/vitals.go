@@ -26,6 +26,8 @@ func describeSilence(pid int, asked error) (reason, message string) {
 	switch {
 	case errors.Is(asked, errVMMStopped):
 		return vmpod.ReasonVMMStopped, fmt.Sprintf("a signal has stopped QEMU (pid %d), and the guest with it: kill -CONT %d lets it go on", pid, pid)
+	case errors.Is(asked, errDatastoreFull):
+		return vmpod.ReasonHostDiskFull, "the host has no space left for a volume of the pod, whose VM is paused: free some where the volume is, and it goes on"
 	case errors.Is(asked, errVMPaused):
 		return vmpod.ReasonVMPaused, fmt.Sprintf("somebody has paused the guest on the monitor of QEMU (pid %d), where cont lets it go on", pid)
 	}

@@ -191,6 +191,9 @@ func (k *Talk) Tell(command string) {
 //	read SERIAL      the first line on the disk
 //	readat SERIAL N  the line that begins at byte N of the disk
 //	write SERIAL N   writes N MiB to the disk and syncs: "ok" or "failed"
+//	mark SERIAL WORD writes the first line of the disk and syncs: "ok" or "failed"
+//	pour SERIAL N    writes N MiB that are not zeroes and syncs: the seconds since
+//	                 the boot before and after, "failed" for the first
 //	online           uses the CPUs and memory that were plugged: "ok"
 //	fill N           writes N MiB of memory: "ok" or "failed"
 //	share TAG        mounts a share at /share/TAG: "ok" or "failed"

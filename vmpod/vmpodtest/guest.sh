@@ -38,6 +38,12 @@ answer() {
 	read) echo "$(head -n 1 "$(disk $2)" | tr -d '\0' | head -c 100)" ;;
 	readat) echo "$(tail -c +$(($3 + 1)) "$(disk $2)" | head -n 1 | tr -d '\0' | head -c 100)" ;;
 	write) dd if=/dev/zero of="$(disk $2)" bs=1M count=$3 conv=fsync 2>/dev/null && echo ok || echo failed ;;
+	mark) echo "$3" | dd of="$(disk $2)" conv=notrunc,fsync 2>/dev/null && echo ok || echo failed ;;
+	pour)
+		read begin rest </proc/uptime
+		yes atoll | head -c $(($3 << 20)) | dd of="$(disk $2)" bs=64k conv=notrunc,fsync 2>/dev/null || begin=failed
+		read end rest </proc/uptime
+		echo $begin $end ;;
 	online)
 		echo online_kernel >/sys/devices/system/memory/auto_online_blocks
 		for m in /sys/devices/system/memory/memory*/state; do grep -q offline $m && echo online_kernel >$m; done

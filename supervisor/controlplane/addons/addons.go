@@ -39,11 +39,11 @@ type Values struct {
 	ClusterInfo          string // a kubeconfig without a user
 }
 
-//go:embed manifests.yaml policies.yaml namespaces.yaml
+//go:embed manifests.yaml policies.yaml namespaces.yaml storage.yaml
 var files embed.FS
 
 // manifestFiles in the order in which they are applied.
-var manifestFiles = []string{"manifests.yaml", "policies.yaml", "namespaces.yaml"}
+var manifestFiles = []string{"manifests.yaml", "policies.yaml", "namespaces.yaml", "storage.yaml"}
 
 var templates = template.Must(template.New("").Option("missingkey=error").
 	Funcs(template.FuncMap{
@@ -70,6 +70,8 @@ var resources = map[schema.GroupKind]struct {
 	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRoleBinding"}:                  {"clusterrolebindings", false},
 	{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:                 {"customresourcedefinitions", false},
 	{Group: "apiregistration.k8s.io", Kind: "APIService"}:                             {"apiservices", false},
+	{Group: "storage.k8s.io", Kind: "CSIDriver"}:                                      {"csidrivers", false},
+	{Group: "storage.k8s.io", Kind: "StorageClass"}:                                   {"storageclasses", false},
 	{Group: "node.k8s.io", Kind: "RuntimeClass"}:                                      {"runtimeclasses", false},
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingAdmissionPolicy"}:          {"mutatingadmissionpolicies", false},
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingAdmissionPolicyBinding"}:   {"mutatingadmissionpolicybindings", false},

@@ -3,15 +3,17 @@ package vc
 // RoleName is the role of the user that the supervisor signs in to vCenter as.
 const RoleName = "Atoll Supervisor"
 
-// A Privilege of vSphere that a Client needs, and what for. It has to be
+// A Privilege of vSphere that a Client or the volumes need, and what for. It has to be
 // granted at vCenter's root folder, and propagate.
 type Privilege struct{ ID, For string }
 
-// role is what the role holds: everything that a Client asks for, and nothing
-// else. TestRole proves both. deploy/vsphere-role.json is made from it.
+// role is what the role holds: everything that a Client and storage/vmdk ask
+// for, and nothing else. TestRole proves both. deploy/vsphere-role.sh has it.
 var role = []Privilege{
 	{"Authorization.ModifyPermissions", "permissions of the access list on pools and folders"},
 	{"Authorization.ModifyRoles", "the roles \"Atoll namespace edit\" and \"Atoll namespace owner\", made when first needed"},
+	{"Cns.Searchable", "volumes: what Cloud Native Storage knows of them"},
+	{"Datastore.FileManagement", "volumes: their disks, on the datastores of their policies"},
 	{"Folder.Create", "a namespace's VM folder"},
 	{"Folder.Delete", "deletion of a namespace"},
 	{"Folder.Move", "a folder that was moved goes back"},
@@ -27,6 +29,8 @@ var role = []Privilege{
 	{"Resource.MovePool", "a pool that was moved goes back"},
 	{"Resource.RenamePool", "a pool that was renamed gets its name back"},
 	{"StorageProfile.View", "storage policies"},
+	{"VirtualMachine.Config.AddExistingDisk", "volumes: a disk for a pod's virtual machine"},
+	{"VirtualMachine.Config.AddRemoveDevice", "volumes: the same, and its removal"},
 }
 
 // Privileges are the role's, by id.

@@ -18,10 +18,14 @@ import (
 // tagging are what tags need, which TestEachPrivilegeIsNeeded leaves out.
 var tagging = []string{"InventoryService.Tagging.AttachTag", "InventoryService.Tagging.ObjectAttachable"}
 
+// volumes are what storage/vmdk needs beside: its TestLeastPrivilegeSuffices and
+// TestEachPrivilegeIsNeeded prove it, of the role in deploy/.
+var volumes = []string{"Cns.Searchable", "Datastore.FileManagement", "VirtualMachine.Config.AddExistingDisk", "VirtualMachine.Config.AddRemoveDevice"}
+
 // TestRole: the role is what is proved to suffice and to be needed, and
 // deploy/vsphere-role.sh makes it.
 func TestRole(t *testing.T) {
-	proved := slices.Sorted(slices.Values(append(slices.Clone(needed), tagging...)))
+	proved := slices.Sorted(slices.Values(slices.Concat(needed, tagging, volumes)))
 	if !slices.Equal(Privileges(), proved) {
 		t.Errorf("the role is %v, and proved are %v", Privileges(), proved)
 	}

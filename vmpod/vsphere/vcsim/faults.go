@@ -27,8 +27,12 @@ type Fault struct {
 	// Fault is returned instead of the call being made.
 	Fault types.BaseMethodFault
 	// Task makes the task that the method returns fail with Fault; the call
-	// itself succeeds, nothing is done.
+	// itself succeeds, nothing is done. With Late it is done nevertheless
+	// (methods of disks).
 	Task bool
+	// Hold keeps the task that the method returns running until the channel is
+	// closed; then its work is done (methods of disks).
+	Hold <-chan struct{}
 	// Stuck makes the task that the method returns run for ever; nothing is
 	// done.
 	Stuck bool

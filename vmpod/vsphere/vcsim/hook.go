@@ -129,6 +129,10 @@ func (c *call) injected() (do func() soap.HasFault, fault types.BaseMethodFault)
 		exchangeOf(c.request).drop = true
 	case f.Drop:
 		panic(http.ErrAbortHandler) // net/http cuts the connection
+	case f.Hold != nil:
+		exchangeOf(c.request).hold = f.Hold
+	case f.Task && f.Late:
+		exchangeOf(c.request).fail = f.Fault
 	case f.Stuck, f.Task:
 		return func() soap.HasFault { return c.task(nil, f.Fault, f.Stuck) }, nil
 	case f.Fault != nil:
@@ -165,6 +169,8 @@ func requestOf(ctx *simulator.Context) *http.Request {
 // An exchange is what the layers that serve one request tell each other.
 type exchange struct {
 	drop bool // cut the connection instead of answering
+	hold <-chan struct{}
+	fail types.BaseMethodFault // of a task whose work was done
 }
 
 type exchangeKey struct{}

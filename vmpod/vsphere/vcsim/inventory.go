@@ -65,12 +65,16 @@ func (s *Server) build() error {
 	if err := s.loadTags(); err != nil {
 		return err
 	}
+	if err := s.loadDisks(); err != nil {
+		return err
+	}
 	if err := s.restore(); err != nil {
 		return err
 	}
 	if err := s.buildPolicies(); err != nil {
 		return err
 	}
+	s.buildDisks()
 	if err := s.firstAdmin(); err != nil {
 		return err
 	}

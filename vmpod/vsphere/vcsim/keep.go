@@ -17,7 +17,7 @@ import (
 )
 
 // What is kept, by key: "vcenter", "ResourcePool/resgroup-1", "role/101",
-// "field/101", "category/ID", "tag/ID", "policy/ID".
+// "field/101", "category/ID", "tag/ID", "policy/ID", "disk/ID".
 
 // A vcenterRecord is what the server itself remembers.
 type vcenterRecord struct {
@@ -204,7 +204,7 @@ func (s *Server) restore() error {
 
 func isEntity(kind string) bool {
 	switch kind {
-	case "role", "field", "category", "tag", "policy":
+	case "role", "field", "category", "tag", "policy", "disk":
 		return false
 	}
 	return true

@@ -1,6 +1,8 @@
 package vcsim
 
 import (
+	"maps"
+
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -21,7 +23,7 @@ type method struct {
 // Web Services API Reference names. What it says needs System.View or
 // System.Read is checked where the objects are read (Server.read).
 func soapMethods() map[string]method {
-	return map[string]method{
+	all := map[string]method{
 		"RetrieveServiceContent": {anyone: true},
 		"CurrentTime":            {},
 
@@ -110,7 +112,6 @@ func soapMethods() map[string]method {
 		"ShutdownGuest":   {needs: onThis("VirtualMachine.Interact.PowerOff"), do: power(GuestShutdown)},
 		"RebootGuest":     {needs: onThis("VirtualMachine.Interact.Reset"), do: power(GuestReboot)},
 		"StandbyGuest":    {needs: onThis("VirtualMachine.Interact.Suspend"), do: power(GuestStandby)},
-		"ReconfigVM_Task": {needs: onThis("VirtualMachine.Config.Settings"), do: (*call).refuseVM},
 		"UnregisterVM":    {needs: onThis("VirtualMachine.Inventory.Unregister"), do: (*call).refuseVM},
 		"RelocateVM_Task": {needs: onThis("Resource.ColdMigrate"), do: (*call).refuseVM},
 		"CloneVM_Task":    {needs: onThis("VirtualMachine.Provisioning.Clone"), do: (*call).refuseVM},
@@ -126,7 +127,14 @@ func soapMethods() map[string]method {
 		"PbmCreate":                 {needs: atRoot("StorageProfile.Update")},
 		"PbmUpdate":                 {needs: atRoot("StorageProfile.Update")},
 		"PbmDelete":                 {needs: atRoot("StorageProfile.Update")},
+		"PbmCheckCompliance":        {needs: atRoot("StorageProfile.View")},
+		"PbmFetchComplianceResult":  {needs: atRoot("StorageProfile.View")},
+		"PbmQueryAssociatedEntity":  {needs: atRoot("StorageProfile.View")},
+		"PbmQueryAssociatedProfile": {needs: atRoot("StorageProfile.View")},
 	}
+	maps.Copy(all, diskMethods())
+	maps.Copy(all, cnsMethods())
+	return all
 }
 
 func atRoot(privilege string) func(*call) []demand {

@@ -233,7 +233,7 @@ func (s *Server) show(ref types.ManagedObjectReference, m Mirror, at place) {
 	config.Version, config.Firmware = "vmx-21", "bios"
 	config.ManagedBy = &types.ManagedByInfo{ExtensionKey: "dev.atoll", Type: "pod"}
 	config.Hardware.NumCPU, config.Hardware.NumCoresPerSocket, config.Hardware.MemoryMB = m.CPUs, types.NewInt32(1), int32(m.MemoryMiB)
-	config.Hardware.Device = devices(m)
+	config.Hardware.Device = append(devices(m), s.diskDevices(ref)...)
 	config.ExtraConfig = nil
 	for _, key := range sortedKeys(m.Annotations) {
 		config.ExtraConfig = append(config.ExtraConfig, &types.OptionValue{Key: key, Value: m.Annotations[key]})
@@ -288,6 +288,7 @@ func (s *Server) Unmirror(_ context.Context, uuid string) error {
 	if !known {
 		return nil
 	}
+	s.releaseDisks(ref)
 	s.unlist(ref, at)
 	s.forget(ref)
 	s.mirrors.mu.Lock()

@@ -2,6 +2,7 @@ package vcsim
 
 import (
 	"bytes"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -50,6 +51,7 @@ func (s *Server) buildPolicies() error {
 	r.Put(&pbmService{pbm.ServiceInstance})
 	r.Put(&profileManager{pbmContent.ProfileManager, s})
 	r.Put(&placementSolver{pbmContent.PlacementSolver, s})
+	r.Put(&complianceManager{pbmContent.ComplianceManager, s})
 	s.svc.RegisterSDK(r)
 	s.policies = map[string]policyRecord{}
 	for _, key := range sortedKeys(s.store.live) {
@@ -240,6 +242,8 @@ func (m *profileManager) PbmDelete(r *pbmtypes.PbmDelete) soap.HasFault {
 		p, ok := m.s.policies[id.UniqueId]
 		if !ok || p.Gone {
 			outcome.Fault = &types.LocalizedMethodFault{Fault: &types.InvalidArgument{InvalidProperty: "profileId"}, LocalizedMessage: "there is no such storage policy"}
+		} else if n := len(m.s.disksOf(id.UniqueId)); n > 0 {
+			outcome.Fault = localized(&pbmtypes.PbmResourceInUse{PbmFault: pbmtypes.PbmFault{MethodFault: cause(fmt.Sprintf("%d disks have the storage policy", n))}, Type: "profile", Name: p.Name})
 		} else {
 			p.Gone = true
 			if err := m.s.setPolicy(id.UniqueId, p); err != nil {

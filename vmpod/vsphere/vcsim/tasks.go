@@ -1,14 +1,18 @@
 package vcsim
 
 import (
+	"reflect"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	cnsmethods "github.com/vmware/govmomi/cns/methods"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+	vslmmethods "github.com/vmware/govmomi/vslm/methods"
 )
 
 // maxTasks are kept; older ones are forgotten, as a vCenter forgets them after
@@ -19,6 +23,52 @@ const maxTasks = 2000
 // task has ended, with result or fault. A stuck one runs for ever.
 func (c *call) task(result types.AnyType, fault types.BaseMethodFault, stuck bool) soap.HasFault {
 	return taskBody(c.name, c.s.putTask(c, result, fault, stuck))
+}
+
+// work returns the response of a _Task method and does its work, with s.mu
+// held: before the answer, or, where a fault rule holds it, later.
+func (c *call) work(do func() (types.AnyType, types.BaseMethodFault)) soap.HasFault {
+	e := exchangeOf(c.request)
+	run := func() (types.AnyType, types.BaseMethodFault) {
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		result, fault := do()
+		if fault == nil && e.fail != nil {
+			return nil, e.fail
+		}
+		return result, fault
+	}
+	if e.hold == nil {
+		result, fault := run()
+		return c.task(result, fault, false)
+	}
+	ref := c.s.putTask(c, nil, nil, true)
+	go func() {
+		select {
+		case <-e.hold:
+			result, fault := run()
+			c.s.endTask(ref, result, fault)
+		case <-c.s.stopping: // it dies with the process
+		}
+	}()
+	return taskBody(c.name, ref)
+}
+
+// endTask ends a task that ran.
+func (s *Server) endTask(ref types.ManagedObjectReference, result types.AnyType, fault types.BaseMethodFault) {
+	t, ok := s.vim.Get(ref).(*simulator.Task)
+	if !ok {
+		return
+	}
+	now := time.Now()
+	changes := []types.PropertyChange{set("info.completeTime", &now), set("info.state", types.TaskInfoStateSuccess)}
+	if fault != nil {
+		changes[1].Val = types.TaskInfoStateError
+		changes = append(changes, set("info.error", localized(fault)))
+	} else if result != nil {
+		changes = append(changes, set("info.result", result))
+	}
+	s.update(t, changes...)
 }
 
 // putTask records a task of the call.
@@ -67,27 +117,60 @@ func messageOf(fault types.BaseMethodFault) string {
 	return typeName(fault)
 }
 
-// taskBody is the response of a _Task method.
+// taskBodies are the responses of methods that return a task.
+var taskBodies = map[string]soap.HasFault{
+	"Destroy_Task":                      (*methods.Destroy_TaskBody)(nil),
+	"UnregisterAndDestroy_Task":         (*methods.UnregisterAndDestroy_TaskBody)(nil),
+	"Rename_Task":                       (*methods.Rename_TaskBody)(nil),
+	"MoveIntoFolder_Task":               (*methods.MoveIntoFolder_TaskBody)(nil),
+	"PowerOnVM_Task":                    (*methods.PowerOnVM_TaskBody)(nil),
+	"PowerOffVM_Task":                   (*methods.PowerOffVM_TaskBody)(nil),
+	"ResetVM_Task":                      (*methods.ResetVM_TaskBody)(nil),
+	"SuspendVM_Task":                    (*methods.SuspendVM_TaskBody)(nil),
+	"ReconfigVM_Task":                   (*methods.ReconfigVM_TaskBody)(nil),
+	"AttachDisk_Task":                   (*methods.AttachDisk_TaskBody)(nil),
+	"DetachDisk_Task":                   (*methods.DetachDisk_TaskBody)(nil),
+	"CreateDisk_Task":                   (*methods.CreateDisk_TaskBody)(nil),
+	"DeleteVStorageObject_Task":         (*methods.DeleteVStorageObject_TaskBody)(nil),
+	"ExtendDisk_Task":                   (*methods.ExtendDisk_TaskBody)(nil),
+	"CloneVStorageObject_Task":          (*methods.CloneVStorageObject_TaskBody)(nil),
+	"VStorageObjectCreateSnapshot_Task": (*methods.VStorageObjectCreateSnapshot_TaskBody)(nil),
+	"DeleteSnapshot_Task":               (*methods.DeleteSnapshot_TaskBody)(nil),
+	"CreateDiskFromSnapshot_Task":       (*methods.CreateDiskFromSnapshot_TaskBody)(nil),
+	"VslmCreateDisk_Task":               (*vslmmethods.VslmCreateDisk_TaskBody)(nil),
+	"VslmDeleteVStorageObject_Task":     (*vslmmethods.VslmDeleteVStorageObject_TaskBody)(nil),
+	"VslmExtendDisk_Task":               (*vslmmethods.VslmExtendDisk_TaskBody)(nil),
+	"VslmCloneVStorageObject_Task":      (*vslmmethods.VslmCloneVStorageObject_TaskBody)(nil),
+	"VslmCreateSnapshot_Task":           (*vslmmethods.VslmCreateSnapshot_TaskBody)(nil),
+	"VslmDeleteSnapshot_Task":           (*vslmmethods.VslmDeleteSnapshot_TaskBody)(nil),
+	"VslmCreateDiskFromSnapshot_Task":   (*vslmmethods.VslmCreateDiskFromSnapshot_TaskBody)(nil),
+	"VslmAttachDisk_Task":               (*vslmmethods.VslmAttachDisk_TaskBody)(nil),
+	"CnsCreateVolume":                   (*cnsmethods.CnsCreateVolumeBody)(nil),
+	"CnsDeleteVolume":                   (*cnsmethods.CnsDeleteVolumeBody)(nil),
+	"CnsExtendVolume":                   (*cnsmethods.CnsExtendVolumeBody)(nil),
+	"CnsUpdateVolumeMetadata":           (*cnsmethods.CnsUpdateVolumeBody)(nil),
+	"CnsAttachVolume":                   (*cnsmethods.CnsAttachVolumeBody)(nil),
+	"CnsDetachVolume":                   (*cnsmethods.CnsDetachVolumeBody)(nil),
+	"CnsCreateSnapshots":                (*cnsmethods.CnsCreateSnapshotsBody)(nil),
+	"CnsDeleteSnapshots":                (*cnsmethods.CnsDeleteSnapshotBody)(nil),
+	"CnsQuerySnapshots":                 (*cnsmethods.CnsQuerySnapshotsBody)(nil),
+	"CnsQueryVolumeInfo":                (*cnsmethods.CnsQueryVolumeInfoBody)(nil),
+}
+
+// taskBody is the response of a method that returns a task.
 func taskBody(name string, task types.ManagedObjectReference) soap.HasFault {
-	switch name {
-	case "Destroy_Task":
-		return &methods.Destroy_TaskBody{Res: &types.Destroy_TaskResponse{Returnval: task}}
-	case "UnregisterAndDestroy_Task":
-		return &methods.UnregisterAndDestroy_TaskBody{Res: &types.UnregisterAndDestroy_TaskResponse{Returnval: task}}
-	case "Rename_Task":
-		return &methods.Rename_TaskBody{Res: &types.Rename_TaskResponse{Returnval: task}}
-	case "MoveIntoFolder_Task":
-		return &methods.MoveIntoFolder_TaskBody{Res: &types.MoveIntoFolder_TaskResponse{Returnval: task}}
-	case "PowerOnVM_Task":
-		return &methods.PowerOnVM_TaskBody{Res: &types.PowerOnVM_TaskResponse{Returnval: task}}
-	case "PowerOffVM_Task":
-		return &methods.PowerOffVM_TaskBody{Res: &types.PowerOffVM_TaskResponse{Returnval: task}}
-	case "ResetVM_Task":
-		return &methods.ResetVM_TaskBody{Res: &types.ResetVM_TaskResponse{Returnval: task}}
-	case "SuspendVM_Task":
-		return &methods.SuspendVM_TaskBody{Res: &types.SuspendVM_TaskResponse{Returnval: task}}
+	body, ok := taskBodies[name]
+	if !ok {
+		return refuse(&types.InvalidRequest{RuntimeFault: reason(name + " returns no task")})
 	}
-	return refuse(&types.InvalidRequest{RuntimeFault: reason(name + " returns no task")})
+	if strings.HasPrefix(name, "Vslm") { // VSLM has its own way to ask
+		task.Type = "VslmTask"
+	}
+	made := reflect.New(reflect.TypeOf(body).Elem())
+	res := made.Elem().FieldByName("Res")
+	res.Set(reflect.New(res.Type().Elem()))
+	res.Elem().FieldByName("Returnval").Set(reflect.ValueOf(task))
+	return made.Interface().(soap.HasFault)
 }
 
 // A refusal is a response of any method that is a fault.

@@ -4,9 +4,10 @@
 // vSphere wants them so, reservations fit into their parents', a watch is told
 // of every change without polling, and pools, folders, permissions, tags,
 // custom attributes and policies survive restarts. Pods of KVM nodes are shown
-// as virtual machines (Mirror).
+// as virtual machines (Mirror). First Class Disks and CNS volumes are real
+// files, and devices of the virtual machines that they are attached to.
 //
-// It speaks SOAP (/sdk, /pbm) and REST (/api/session, tagging, and what others
+// It speaks SOAP (/sdk, /pbm, /vslm/sdk, /vsanHealth) and REST (/api/session, tagging, and what others
 // add with HandleFunc) over TLS. What it does not have it refuses; it never
 // pretends.
 package vcsim
@@ -63,6 +64,10 @@ type Server struct {
 	fields    []types.CustomFieldDef
 	tags      tagSet
 	policies  map[string]policyRecord // by id
+	disks     map[string]*diskRecord  // by id
+	usage     map[string]usage        // by disk
+	used      map[string]usage        // by datastore
+	scratch   string                  // disks' files of a server that keeps nothing
 	store     *store
 	restoring bool
 	lastID    int
@@ -201,6 +206,9 @@ func (s *Server) Close() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.closed = errors.Join(s.closed, s.store.close())
+		if s.scratch != "" {
+			s.closed = errors.Join(s.closed, os.RemoveAll(s.scratch))
+		}
 	})
 	return s.closed
 }
