@@ -33,11 +33,12 @@ func NewTasks(w *Watch) *Tasks {
 
 // Do starts a task on an object and waits for its end. A task that failed is a
 // *FaultError, for Error. Where ctx ends first, or vCenter has forgotten the
-// task, the error is ErrUnavailable: it may still succeed.
+// task, the error is ErrUnavailable: it may still succeed, and Join may tell.
 //
-// No task's id outlives the process. Only what may be started twice is started
-// here: a second removal finds nothing (IsNotFound), a second move or change of
-// a name changes nothing, and vCenter runs the two one after the other.
+// No task's id is kept here. Most may be started twice: a second removal finds
+// nothing (IsNotFound), a second move or change of a name changes nothing, and
+// vCenter runs the two one after the other. Whoever starts another keeps the id
+// that start returns.
 func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
 	release, err := t.acquire(ctx, object)
 	if err != nil {
@@ -48,11 +49,11 @@ func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, sta
 	if err != nil {
 		return nil, err
 	}
-	return t.join(ctx, ref.Value)
+	return t.Join(ctx, ref.Value)
 }
 
-// join waits for a task that was started before, by id.
-func (t *Tasks) join(ctx context.Context, id string) (types.AnyType, error) {
+// Join waits for a task that was started before, by id.
+func (t *Tasks) Join(ctx context.Context, id string) (types.AnyType, error) {
 	ref := types.ManagedObjectReference{Type: "Task", Value: id}
 	wait := t.watch.task(ctx, ref)
 	select {

@@ -137,7 +137,7 @@ func TestWatchAndTasks(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.until(t, "the new name", func() bool { return f.byRef[id] == "two" })
-	if _, err := tasks.join(t.Context(), task); err != nil {
+	if _, err := tasks.Join(t.Context(), task); err != nil {
 		t.Errorf("joining a task that has ended well: %v", err)
 	}
 
@@ -179,7 +179,7 @@ func TestTaskThatVCenterForgotIsUnknown(t *testing.T) {
 	s := newSession(t, v.config(nil))
 	w, _ := startWatch(t, s)
 	tasks := NewTasks(w)
-	_, err := tasks.join(t.Context(), "task-404")
+	_, err := tasks.Join(t.Context(), "task-404")
 	mustBe(t, err, errdefs.ErrUnavailable, "how it ended is unknown")
 }
 

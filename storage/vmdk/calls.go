@@ -136,8 +136,14 @@ func (d *Disks) do(ctx context.Context, what, key string, start starter) (types.
 	}
 	id := ""
 	defer func() { d.past.ended(id) }()
-	seen, err := d.tasks.Do(ctx, ref{Type: "CnsVolume", Value: key}, func(task string) { id = task; d.past.began(task) },
-		func(ctx context.Context) (ref, error) { return start(ctx, d.services.cns) })
+	seen, err := d.tasks.Do(ctx, ref{Type: "CnsVolume", Value: key}, func(ctx context.Context) (ref, error) {
+		task, err := start(ctx, d.services.cns)
+		if err == nil {
+			id = task.Value
+			d.past.began(id)
+		}
+		return task, err
+	})
 	if err != nil {
 		return nil, wrap(what, err)
 	}
