@@ -9,10 +9,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/openatoll/atoll/internal/grpcstatus"
 )
 
 // unaryEdge is the one place where errors become gRPC statuses, panics become
@@ -44,22 +45,9 @@ func (s *Server) streamEdge(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 	return toGRPC(handler(srv, ss))
 }
 
-// toGRPC keeps a status that is one already, and gives every other error the
-// code of its errdefs class.
+// toGRPC gives an error its code, by its class or by what a file system said.
 func toGRPC(err error) error {
-	if err == nil {
-		return nil
-	}
-	if st, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
-		return st.GRPCStatus().Err()
-	}
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, err.Error())
-	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, err.Error())
-	}
-	out := errgrpc.ToGRPC(err)
+	out := grpcstatus.From(err)
 	if status.Code(out) == codes.Unknown {
 		if code := codeOfErrno(err); code != codes.Unknown {
 			return status.Error(code, err.Error())

@@ -3,11 +3,12 @@ package vsphere
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/openatoll/atoll/internal/keylock"
 )
 
 // soapBody is what govmomi calls a request or a response.
@@ -21,14 +22,12 @@ const maxTasks = 32
 type Tasks struct {
 	watch *Watch
 	slots chan struct{}
-
-	mu   sync.Mutex
-	busy map[types.ManagedObjectReference]chan struct{}
+	busy  keylock.Locks[types.ManagedObjectReference]
 }
 
 // NewTasks uses the watch to hear how tasks end.
 func NewTasks(w *Watch) *Tasks {
-	return &Tasks{watch: w, slots: make(chan struct{}, maxTasks), busy: map[types.ManagedObjectReference]chan struct{}{}}
+	return &Tasks{watch: w, slots: make(chan struct{}, maxTasks)}
 }
 
 // Do starts a task on an object and waits for its end. A task that failed is a
@@ -73,28 +72,9 @@ func (t *Tasks) Join(ctx context.Context, id string) (types.AnyType, error) {
 }
 
 func (t *Tasks) acquire(ctx context.Context, object types.ManagedObjectReference) (release func(), err error) {
-	mine := make(chan struct{})
-	for {
-		t.mu.Lock()
-		other := t.busy[object]
-		if other == nil {
-			t.busy[object] = mine
-		}
-		t.mu.Unlock()
-		if other == nil {
-			break
-		}
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, tooLate(ctx, object)
-		}
-	}
-	free := func() {
-		t.mu.Lock()
-		delete(t.busy, object)
-		t.mu.Unlock()
-		close(mine)
+	free, err := t.busy.Lock(ctx, object)
+	if err != nil {
+		return nil, tooLate(ctx, object)
 	}
 	select {
 	case t.slots <- struct{}{}:

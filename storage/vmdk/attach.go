@@ -196,7 +196,7 @@ func (d *Disks) Attach(ctx context.Context, id string, h storage.Holder, o stora
 	if len(o.Key) > 0 {
 		return none, fmt.Errorf("attach volume %s: it has no key of its own: %w", id, errdefs.ErrInvalidArgument)
 	}
-	release, err := d.locks.hold(ctx, id)
+	release, err := d.hold(ctx, id)
 	if err != nil {
 		return none, err
 	}
@@ -302,7 +302,7 @@ func (v *volume) withoutPods(cluster string) (all []cnstypes.BaseCnsEntityMetada
 
 // Detach unplugs a volume from its holder's VM.
 func (d *Disks) Detach(ctx context.Context, id string, h storage.Holder) error {
-	release, err := d.locks.hold(ctx, id)
+	release, err := d.hold(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -403,7 +403,7 @@ func (d *Disks) Fence(ctx context.Context, h storage.Holder) ([]string, error) {
 
 // fenceOne unplugs a volume if the VM still has it.
 func (d *Disks) fenceOne(ctx context.Context, id string, m *machine) error {
-	release, err := d.locks.hold(ctx, id)
+	release, err := d.hold(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (d *Disks) Create(ctx context.Context, c storage.Claim) (storage.Volume, er
 	if err != nil {
 		return storage.Volume{}, fmt.Errorf("claim %s: %w", c.Name, err)
 	}
-	release, err := d.locks.hold(ctx, "name/"+c.Name)
+	release, err := d.hold(ctx, "name/"+c.Name)
 	if err != nil {
 		return storage.Volume{}, err
 	}

@@ -129,12 +129,12 @@ func (d *Disks) Snapshot(ctx context.Context, volumeID, name string, labels map[
 	if !nameForm.MatchString(name) {
 		return storage.Snapshot{}, fmt.Errorf("snapshot %q: a name has 1 to 63 characters of A-Z, a-z, 0-9, dot, dash and underscore: %w", name, errdefs.ErrInvalidArgument)
 	}
-	releaseName, err := d.locks.hold(ctx, "snapshot/"+name)
+	releaseName, err := d.hold(ctx, "snapshot/"+name)
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
 	defer releaseName()
-	release, err := d.locks.hold(ctx, volumeID)
+	release, err := d.hold(ctx, volumeID)
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
@@ -292,7 +292,7 @@ func (d *Disks) DeleteSnapshot(ctx context.Context, id string) error {
 	if !ok {
 		return nil
 	}
-	release, err := d.locks.hold(ctx, volumeID)
+	release, err := d.hold(ctx, volumeID)
 	if err != nil {
 		return err
 	}
@@ -351,7 +351,7 @@ func (d *Disks) origin(ctx context.Context, c storage.Claim) (origin, error) {
 
 // cloneSnapshot makes the snapshot that a clone is made from, or finds it.
 func (d *Disks) cloneSnapshot(ctx context.Context, volumeID, clone string, size int64) (string, error) {
-	release, err := d.locks.hold(ctx, volumeID)
+	release, err := d.hold(ctx, volumeID)
 	if err != nil {
 		return "", err
 	}
@@ -375,7 +375,7 @@ func (d *Disks) cloneSnapshot(ctx context.Context, volumeID, clone string, size 
 
 // dropCloneSnapshots removes what a clone was made from.
 func (d *Disks) dropCloneSnapshots(ctx context.Context, volumeID, clone string) error {
-	release, err := d.locks.hold(ctx, volumeID)
+	release, err := d.hold(ctx, volumeID)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"github.com/openatoll/atoll/internal/keylock"
 	"github.com/openatoll/atoll/internal/vsphere"
 	"github.com/openatoll/atoll/storage"
 )
@@ -55,7 +56,7 @@ type Disks struct {
 	services services
 	stores   stores
 	policies policyCache
-	locks    locks
+	locks    keylock.Locks[string]
 	past     past
 }
 
@@ -73,7 +74,7 @@ func New(o Options) (*Disks, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disks{options: o, log: o.Logger, session: session, locks: locks{busy: map[string]chan struct{}{}}}
+	d := &Disks{options: o, log: o.Logger, session: session}
 	if d.log == nil {
 		d.log = slog.Default()
 	}
@@ -227,34 +228,10 @@ func (s *stores) topology(at store) storage.Topology {
 	return t
 }
 
-// locks lets one call at a time work on a volume.
-type locks struct {
-	mu   sync.Mutex
-	busy map[string]chan struct{}
-}
-
-// hold waits for its turn at key.
-func (l *locks) hold(ctx context.Context, key string) (release func(), err error) {
-	mine := make(chan struct{})
-	for {
-		l.mu.Lock()
-		other := l.busy[key]
-		if other == nil {
-			l.busy[key] = mine
-		}
-		l.mu.Unlock()
-		if other == nil {
-			return func() {
-				l.mu.Lock()
-				delete(l.busy, key)
-				l.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("another call on volume %s took too long; nothing was done: %w: %w", key, ctx.Err(), errdefs.ErrUnavailable)
-		}
+// hold waits until no other call works on what key names.
+func (d *Disks) hold(ctx context.Context, key string) (release func(), err error) {
+	if release, err = d.locks.Lock(ctx, key); err != nil {
+		return nil, fmt.Errorf("nothing was done on volume %w: %w", err, errdefs.ErrUnavailable)
 	}
+	return release, nil
 }

@@ -170,7 +170,7 @@ func (d *Disks) List(ctx context.Context) ([]storage.Volume, error) {
 
 // Delete erases a volume; one that has snapshots is kept for them, unseen.
 func (d *Disks) Delete(ctx context.Context, id string) error {
-	release, err := d.locks.hold(ctx, id)
+	release, err := d.hold(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (d *Disks) update(ctx context.Context, v *volume, entities []cnstypes.BaseC
 
 // Expand makes a volume larger.
 func (d *Disks) Expand(ctx context.Context, id string, bytes int64) (storage.Volume, error) {
-	release, err := d.locks.hold(ctx, id)
+	release, err := d.hold(ctx, id)
 	if err != nil {
 		return storage.Volume{}, err
 	}

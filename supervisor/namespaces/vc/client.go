@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/openatoll/atoll/internal/keylock"
 	"github.com/openatoll/atoll/internal/version"
 	"github.com/openatoll/atoll/internal/vsphere"
 )
@@ -36,7 +37,7 @@ type Client struct {
 	tags      tags
 	policies  policies
 	ownGroups ownGroups
-	locks     locks
+	locks     keylock.Locks[string]
 	wrote     chan struct{} // a write awaits its echo
 }
 
@@ -181,37 +182,10 @@ func (c *Client) Health() Health {
 	return h
 }
 
-// locks are one a key.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-// lock waits until nobody holds key, or ctx ends.
-func (l *locks) lock(ctx context.Context, key string) (unlock func(), err error) {
-	mine := make(chan struct{})
-	for {
-		l.mu.Lock()
-		if l.held == nil {
-			l.held = map[string]chan struct{}{}
-		}
-		other := l.held[key]
-		if other == nil {
-			l.held[key] = mine
-		}
-		l.mu.Unlock()
-		if other == nil {
-			return func() {
-				l.mu.Lock()
-				delete(l.held, key)
-				l.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%s: another call has not ended: %w: %w", key, ctx.Err(), errdefs.ErrUnavailable)
-		}
+// lock waits until nobody else works on what key names.
+func (c *Client) lock(ctx context.Context, key string) (unlock func(), err error) {
+	if unlock, err = c.locks.Lock(ctx, key); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
+	return unlock, nil
 }

@@ -19,7 +19,7 @@ import (
 // is idempotent: nil when vCenter has confirmed that nothing is left. VMs'
 // files are never deleted.
 func (c *Client) Delete(ctx context.Context, r Ref) error {
-	unlock, err := c.locks.lock(ctx, "namespace "+r.UID)
+	unlock, err := c.lock(ctx, "namespace "+r.UID)
 	if err != nil {
 		return err
 	}

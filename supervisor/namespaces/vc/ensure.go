@@ -27,7 +27,7 @@ func (c *Client) Ensure(ctx context.Context, ns Namespace) (State, error) {
 	if err := ns.validate(c.options); err != nil {
 		return State{Ref: ns.Ref}, err
 	}
-	unlock, err := c.locks.lock(ctx, "namespace "+ns.UID)
+	unlock, err := c.lock(ctx, "namespace "+ns.UID)
 	if err != nil {
 		return State{Ref: ns.Ref}, err
 	}

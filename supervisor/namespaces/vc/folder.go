@@ -109,7 +109,7 @@ func (c *Client) ensureParentFolder(ctx context.Context) (ref, error) {
 	if parent, _, found, err := find(); found || err != nil {
 		return parent, err
 	}
-	unlock, err := c.locks.lock(ctx, "parent folder")
+	unlock, err := c.lock(ctx, "parent folder")
 	if err != nil {
 		return ref{}, err
 	}

@@ -158,7 +158,7 @@ func (c *Client) ensureParentPool(ctx context.Context, zone string) (parent, clu
 	if _, found, err := find(); found || err != nil {
 		return parent, cluster, err
 	}
-	unlock, err := c.locks.lock(ctx, "parent pool of "+cluster.Value)
+	unlock, err := c.lock(ctx, "parent pool of "+cluster.Value)
 	if err != nil {
 		return ref{}, ref{}, err
 	}

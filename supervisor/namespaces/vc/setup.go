@@ -84,7 +84,7 @@ func (c *Client) field(ctx context.Context, name string) (int32, error) {
 	if key, ok := c.fields.key(name); ok {
 		return key, nil
 	}
-	unlock, err := c.locks.lock(ctx, "custom attribute "+name)
+	unlock, err := c.lock(ctx, "custom attribute "+name)
 	if err != nil {
 		return 0, err
 	}
@@ -192,7 +192,7 @@ func (c *Client) role(ctx context.Context, r Role) (int32, error) {
 	if name != builtin[r].name || len(builtin[r].privileges) == 0 {
 		return 0, fmt.Errorf("vCenter %s has no role %q for %s: make it, or name another: %w", c.session.Address(), name, r, errdefs.ErrInvalidArgument)
 	}
-	unlock, err := c.locks.lock(ctx, "role "+name)
+	unlock, err := c.lock(ctx, "role "+name)
 	if err != nil {
 		return 0, err
 	}
