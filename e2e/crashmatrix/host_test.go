@@ -373,7 +373,7 @@ func withSuffixes(keys map[string]bool, suffixes ...string) []string {
 
 // ours are the files that a data directory has besides those that the other
 // looks are at.
-var ours = regexp.MustCompile(`^(version|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.(erofs|vmdk)|layers/[0-9a-f]{64}\.(data|index)|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
+var ours = regexp.MustCompile(`^(version|datastores/[^/]+\.json|volumes/(atoll-datastore\.json|atoll-lock|hosts/[^/]+\.json)|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.(erofs|vmdk)|layers/[0-9a-f]{64}\.(data|index)|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
 
 // strangers notes files below the data directory that are nobody's.
 func (c *census) strangers() error {

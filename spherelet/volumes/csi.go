@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +28,33 @@ type csiPlugin struct{ upstreamCSI }
 // NewCSI returns the plug-in of volumes of CSI drivers.
 func NewCSI() volume.VolumePlugin {
 	return csiPlugin{upstreamcsi.ProbeVolumePlugins()[0].(upstreamCSI)}
+}
+
+// Init implements volume.VolumePlugin.
+func (p csiPlugin) Init(host volume.VolumeHost) error {
+	if k, ok := host.(volume.KubeletVolumeHost); ok {
+		host = &calmHost{VolumeHost: host, KubeletVolumeHost: k}
+	}
+	return p.upstreamCSI.Init(host)
+}
+
+// A calmHost is the kubelet as upstream's plug-in sees it. The first thing that
+// the plug-in says, at each start (initializeCSINode), is that the node is not
+// ready until its CSINode has been written; a kubelet that reports its status
+// just then makes a node NotReady whose pods have run all the time. Pods with
+// volumes wait for the driver's registration anyway. A CSINode that cannot be
+// written is told.
+type calmHost struct {
+	volume.VolumeHost
+	volume.KubeletVolumeHost
+	began atomic.Bool
+}
+
+// SetKubeletError implements volume.KubeletVolumeHost.
+func (h *calmHost) SetKubeletError(err error) {
+	if h.began.Swap(true) {
+		h.KubeletVolumeHost.SetKubeletError(err)
+	}
 }
 
 // NewMounter implements volume.VolumePlugin.

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,5 +85,27 @@ func TestReleaseRecord(t *testing.T) {
 	}
 	if err := releaseRecord("/dev/null"); err != nil {
 		t.Errorf("a device: %v", err)
+	}
+}
+
+// toldHost notes what the kubelet is told.
+type toldHost struct {
+	volume.KubeletVolumeHost
+	told []error
+}
+
+func (h *toldHost) SetKubeletError(err error) { h.told = append(h.told, err) }
+
+// A kubelet that is replaced does not make its node NotReady; one that cannot
+// write its CSINode does.
+func TestCalmHost(t *testing.T) {
+	told := &toldHost{}
+	var h volume.KubeletVolumeHost = &calmHost{KubeletVolumeHost: told}
+	failed := errors.New("failed to initialize CSINode")
+	for _, err := range []error{errors.New("CSINode is not yet initialized"), failed, nil} {
+		h.SetKubeletError(err)
+	}
+	if len(told.told) != 2 || !errors.Is(told.told[0], failed) || told.told[1] != nil {
+		t.Errorf("the kubelet was told %v", told.told)
 	}
 }
