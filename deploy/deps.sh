@@ -29,8 +29,9 @@ LIST
 
 extra_packages() {
 	case "${DEPS:-}" in
-	test) # EROFS to compare ours with, ip, the race detector's C compiler, critest's busybox, scripts
-		for p in erofs-utils iproute2 procps gcc libc6-dev make bzip2 util-linux curl git; do echo "$p"; done ;;
+	test) # EROFS to compare ours with, ip, the race detector's C compiler, critest's busybox, scripts,
+		# what else a disk may hold that must not be formatted
+		for p in erofs-utils iproute2 procps gcc libc6-dev make bzip2 util-linux curl git fdisk dosfstools btrfs-progs cryptsetup-bin; do echo "$p"; done ;;
 	kernel)
 		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
 	guest-crun)

@@ -31,7 +31,7 @@ type suite struct {
 var suites = []suite{
 	{"lint", 15 * time.Minute, lintSteps},
 	{"unit", 15 * time.Minute, unitSteps},
-	{"suites", 20 * time.Minute, vmSteps},
+	{"suites", 24 * time.Minute, vmSteps},
 	{"e2e", 25 * time.Minute, e2eSteps},
 }
 
