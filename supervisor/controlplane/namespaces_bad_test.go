@@ -97,6 +97,8 @@ func (n *namespacesTest) badInput(t *testing.T) {
 	}
 	for _, name := range deleted {
 		n.gone(t, svns(name))
+	}
+	for _, name := range deleted { // all are gone: what goes meanwhile cannot be looked at
 		if have := n.vsphere(t, name); len(have.pools)+len(have.folders) != 0 {
 			t.Errorf("vSphere still has %+v", have)
 		}
