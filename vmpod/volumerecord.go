@@ -45,7 +45,8 @@ const (
 )
 
 // A DiskRecord names a disk that outlives pods and says how the pod's guest is
-// to use it.
+// to use it. One VM has it at a time, since a file system that two kernels mount
+// is lost: that serves ReadWriteOnce and ReadWriteOncePod alike.
 type DiskRecord struct {
 	// VolumeID is what the storage that made the disk knows it by.
 	VolumeID string `json:"volumeID"`
@@ -61,23 +62,7 @@ type DiskRecord struct {
 	// FSGroupChangePolicy is "Always" (the default when empty) or
 	// "OnRootMismatch".
 	FSGroupChangePolicy string `json:"fsGroupChangePolicy,omitempty"`
-	// Access is one of the Access… constants; "" is AccessOneVM.
-	Access DiskAccess `json:"access,omitempty"`
 }
-
-// DiskAccess says which VMs may have a disk at one time. A file system that two
-// kernels mount is lost, so AccessOneVM serves ReadWriteOnce and
-// ReadWriteOncePod alike: all containers of the one pod share it.
-type DiskAccess string
-
-const (
-	AccessOneVM DiskAccess = "oneVM"
-	// AccessReaders: any number, all of them with ReadOnly.
-	AccessReaders DiskAccess = "readers"
-	// AccessWriters: any number; only with Block, whose users must agree among
-	// themselves.
-	AccessWriters DiskAccess = "writers"
-)
 
 // Policies of DiskRecord.FSGroupChangePolicy.
 const (
@@ -119,12 +104,6 @@ func (d *DiskRecord) Check() error {
 		why = fmt.Sprintf("file system %q: use ext4 or xfs", d.FSType)
 	case d.FSGroupChangePolicy != "" && d.FSGroupChangePolicy != FSGroupAlways && d.FSGroupChangePolicy != FSGroupOnRootMismatch:
 		why = fmt.Sprintf("fsGroupChangePolicy %q: use %s or %s", d.FSGroupChangePolicy, FSGroupAlways, FSGroupOnRootMismatch)
-	case d.Access == AccessReaders && !d.ReadOnly:
-		why = "several pods may have it only if each of them mounts it read-only"
-	case d.Access == AccessWriters && !d.Block:
-		why = "several pods cannot write to one file system, because each has its own kernel: use ReadWriteOnce, or a raw block volume"
-	case d.Access != "" && d.Access != AccessOneVM && d.Access != AccessReaders && d.Access != AccessWriters:
-		why = fmt.Sprintf("access %q is not known", d.Access)
 	default:
 		return CheckMountOptions(d.Options)
 	}

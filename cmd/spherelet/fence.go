@@ -86,7 +86,9 @@ func fenceOutOfService(ctx context.Context, disks storage.Disks, nodes typedcore
 		}
 		freed, err := disks.Fence(ctx, storage.Holder{Host: name})
 		errs = append(errs, err)
-		slog.Warn("volumes of a node that is out of service are free", "node", name, "volumes", freed)
+		if len(freed) > 0 {
+			slog.Warn("volumes of a node that is out of service are free", "node", name, "volumes", freed)
+		}
 	}
 	return errors.Join(errs...)
 }

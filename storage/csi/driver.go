@@ -19,11 +19,13 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/keylock"
 	"github.com/openatoll/atoll/storage"
 )
 
 // Name is the driver's, in CSIDriver objects and StorageClasses.
-const Name = "csi.atoll.dev"
+const Name = v1alpha1.CSIDriverName
 
 // A Guest answers for volumes that are in the VM of a pod.
 type Guest interface {
@@ -67,7 +69,9 @@ type Driver struct {
 	disks  storage.Disks
 	config Config
 	log    *slog.Logger
-	node   nodeLocks
+
+	targets   keylock.Locks[string] // paths at which something is done
+	published published
 }
 
 // New returns the driver of a Config.

@@ -23,62 +23,32 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
-// nodeLocks serialise what is done at one target path, and remember where a
-// volume was published last.
-type nodeLocks struct {
+// published remembers where a volume was published last.
+type published struct {
 	mu      sync.Mutex
-	paths   map[string]*pathLock
 	targets map[string]string // by volume ID
 }
 
-func (n *nodeLocks) note(volumeID, target string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.targets == nil {
-		n.targets = map[string]string{}
+func (p *published) note(volumeID, target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.targets == nil {
+		p.targets = map[string]string{}
 	}
-	n.targets[volumeID] = target
+	p.targets[volumeID] = target
 }
 
 // forget drops the volumes that were published at a target.
-func (n *nodeLocks) forget(target string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	maps.DeleteFunc(n.targets, func(_, t string) bool { return t == target })
+func (p *published) forget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.targets, func(_, t string) bool { return t == target })
 }
 
-func (n *nodeLocks) target(volumeID string) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.targets[volumeID]
-}
-
-type pathLock struct {
-	sync.Mutex
-	users int
-}
-
-func (n *nodeLocks) lock(path string) (unlock func()) {
-	n.mu.Lock()
-	if n.paths == nil {
-		n.paths = map[string]*pathLock{}
-	}
-	l := n.paths[path]
-	if l == nil {
-		l = &pathLock{}
-		n.paths[path] = l
-	}
-	l.users++
-	n.mu.Unlock()
-	l.Lock()
-	return func() {
-		l.Unlock()
-		n.mu.Lock()
-		if l.users--; l.users == 0 {
-			delete(n.paths, path)
-		}
-		n.mu.Unlock()
-	}
+func (p *published) target(volumeID string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.targets[volumeID]
 }
 
 // NodeGetCapabilities implements csi.NodeServer. There is nothing to stage: a
@@ -111,7 +81,7 @@ func (d *Driver) NodeGetInfo(ctx context.Context, _ *csi.NodeGetInfoRequest) (*c
 func recordOf(volumeID string, req *csi.NodePublishVolumeRequest) (vmpod.VolumeRecord, error) {
 	c := req.VolumeCapability
 	r := vmpod.VolumeRecord{Kind: vmpod.VolumeDisk, Disk: &vmpod.DiskRecord{
-		VolumeID: volumeID, Block: isBlock(c), ReadOnly: req.GetReadonly() || isReader(c), Access: vmpod.AccessOneVM,
+		VolumeID: volumeID, Block: isBlock(c), ReadOnly: req.GetReadonly() || isReader(c),
 	}}
 	if m := c.GetMount(); m != nil {
 		r.Disk.FSType = m.GetFsType()
@@ -141,8 +111,12 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err := checkCapability(req.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	defer d.node.lock(target)()
-	v, err := d.published(ctx, req)
+	unlock, err := d.targets.Lock(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	v, err := d.toPublish(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +134,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err := publish(target, record); err != nil {
 		return nil, err
 	}
-	d.node.note(v.ID, target)
+	d.published.note(v.ID, target)
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
@@ -171,7 +145,7 @@ func (d *Driver) alone(volumeID, target string, c *csi.VolumeCapability) error {
 	if c.GetAccessMode().GetMode() != csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER {
 		return nil
 	}
-	other := d.node.target(volumeID)
+	other := d.published.target(volumeID)
 	if other == "" || other == target {
 		return nil
 	}
@@ -181,9 +155,9 @@ func (d *Driver) alone(volumeID, target string, c *csi.VolumeCapability) error {
 	return status.Errorf(codes.FailedPrecondition, "volume %s is ReadWriteOncePod and published at %s for pod %s: delete that pod first", volumeID, other, podOf(other))
 }
 
-// published is the volume to publish: one that is there, or one that is made
+// toPublish is the volume to publish: one that is there, or one that is made
 // for the pod.
-func (d *Driver) published(ctx context.Context, req *csi.NodePublishVolumeRequest) (storage.Volume, error) {
+func (d *Driver) toPublish(ctx context.Context, req *csi.NodePublishVolumeRequest) (storage.Volume, error) {
 	if req.GetVolumeContext()[contextEphemeral] == "true" {
 		return d.createInline(ctx, req)
 	}
@@ -244,14 +218,18 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if req.GetVolumeId() == "" || target == "" {
 		return nil, invalid("volume_id and target_path are required")
 	}
-	defer d.node.lock(target)()
+	unlock, err := d.targets.Lock(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := d.deleteInline(ctx, req.VolumeId); err != nil {
 		return nil, err
 	}
 	if err := unpublish(target); err != nil {
 		return nil, err
 	}
-	d.node.forget(target)
+	d.published.forget(target)
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 

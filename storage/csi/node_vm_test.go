@@ -52,7 +52,7 @@ func TestPublish(t *testing.T) {
 	}
 	group := int64(2000)
 	want := vmpod.VolumeRecord{Kind: vmpod.VolumeDisk, FSGroup: &group, Disk: &vmpod.DiskRecord{
-		VolumeID: id, FSType: "xfs", Options: []string{"noatime"}, ReadOnly: true, Access: vmpod.AccessOneVM,
+		VolumeID: id, FSType: "xfs", Options: []string{"noatime"}, ReadOnly: true,
 	}}
 	if got, ok, err := vmpod.ReadVolumeRecord(target); err != nil || !ok || !reflect.DeepEqual(got, want) {
 		t.Errorf("record %+v (disk %+v), want %+v; %v", got, got.Disk, want.Disk, err)

@@ -74,6 +74,21 @@ func TestSanity(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a while")
 	}
+	for _, tt := range []struct{ name, format, access string }{
+		{"raw files as file systems", storage.FormatRaw, "mount"},
+		{"raw files as devices", storage.FormatRaw, "block"},
+		{"qcow2 as file systems", storage.FormatQCOW2, "mount"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sanity(t, func(dir string) storage.Disks { return openLocal(t, dir, tt.format) }, tt.access)
+		})
+	}
+}
+
+// sanity runs the suite against a driver of the disks that open opens in a
+// directory of their own.
+func sanity(t *testing.T, open func(dir string) storage.Disks, access string) {
+	t.Helper()
 	program, err := filepath.Abs("../../bin/csi-sanity")
 	if err != nil {
 		t.Fatal(err)
@@ -81,25 +96,12 @@ func TestSanity(t *testing.T) {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("%v: run `make bin/csi-sanity`", err)
 	}
-	for _, tt := range []struct{ name, format, access string }{
-		{"raw files as file systems", storage.FormatRaw, "mount"},
-		{"raw files as devices", storage.FormatRaw, "block"},
-		{"qcow2 as file systems", storage.FormatQCOW2, "mount"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			dir, err := os.MkdirTemp("", "csi")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			sanity(t, program, dir, serve(t, dir, openLocal(t, dir, tt.format)), tt.access)
-		})
+	dir, err := os.MkdirTemp("", "csi") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-// sanity runs the suite against a socket.
-func sanity(t *testing.T, program, dir, socket, access string) {
-	t.Helper()
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := serve(t, dir, open(dir))
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "-csi.endpoint=unix://"+socket, "-csi.testvolumeaccesstype="+access,

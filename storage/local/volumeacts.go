@@ -46,20 +46,30 @@ func noVolume(d *datastore, id string) error {
 	return fmt.Errorf("datastore %s has no volume %s: %w", d.Name, id, errdefs.ErrNotFound)
 }
 
-// lockVolume takes a volume's lock and reads its record. What is not whole is
-// ErrNotFound. The caller closes the root and releases the lock.
-func (x *Disks) lockVolume(ctx context.Context, id string) (*datastore, *os.Root, *record, *lock, error) {
-	d, err := x.stores.of(id, "v")
+// lockObject takes the lock of a volume or snapshot. The caller closes the root
+// and releases the lock.
+func (x *Disks) lockObject(ctx context.Context, id, kind string) (*datastore, *os.Root, *lock, error) {
+	d, err := x.stores.of(id, kind)
 	if err != nil {
-		return nil, nil, nil, nil, err
+		return nil, nil, nil, err
 	}
 	root, err := d.open()
 	if err != nil {
-		return nil, nil, nil, nil, err
+		return nil, nil, nil, err
 	}
 	l, err := take(ctx, root, objectLock(id))
 	if err != nil {
 		root.Close()
+		return nil, nil, nil, err
+	}
+	return d, root, l, nil
+}
+
+// lockVolume takes a volume's lock and reads its record. What is not whole is
+// ErrNotFound. The caller closes the root and releases the lock.
+func (x *Disks) lockVolume(ctx context.Context, id string) (*datastore, *os.Root, *record, *lock, error) {
+	d, root, l, err := x.lockObject(ctx, id, "v")
+	if err != nil {
 		return nil, nil, nil, nil, err
 	}
 	r, err := readRecord(root, id)
@@ -173,20 +183,11 @@ func (x *Disks) delete(ctx context.Context, id string) error {
 // lockGone is lockVolume for what may be gone: its record is nil then, and
 // there is nothing to close. What was left half-way is ended.
 func (x *Disks) lockGone(ctx context.Context, id, kind string) (*datastore, *os.Root, *record, *lock, error) {
-	d, err := x.stores.of(id, kind)
-	if errdefs.IsNotFound(err) {
+	if _, err := x.stores.of(id, kind); errdefs.IsNotFound(err) {
 		return nil, nil, nil, nil, nil
 	}
+	d, root, l, err := x.lockObject(ctx, id, kind)
 	if err != nil {
-		return nil, nil, nil, nil, err
-	}
-	root, err := d.open()
-	if err != nil {
-		return nil, nil, nil, nil, err
-	}
-	l, err := take(ctx, root, objectLock(id))
-	if err != nil {
-		root.Close()
 		return nil, nil, nil, nil, err
 	}
 	var r *record

@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/openatoll/atoll/supervisor/podmirror"
 	"github.com/openatoll/atoll/vmpod/vsphere/vcsim"
@@ -47,15 +45,7 @@ func (p *mirrorPower) do(ctx context.Context, r vcsim.PowerRequest) error {
 // newPodMirror returns the controller that shows pods in the embedded vCenter,
 // and has power know it. It needs the rights that the add-ons give.
 func (c Config) newPodMirror(vcenter *vcsim.Server, power *mirrorPower) (*podmirror.Controller, error) {
-	cfg, err := restConfig(c, podMirror)
-	if err != nil {
-		return nil, err
-	}
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
-	dyn, err := dynamic.NewForConfig(cfg)
+	client, dyn, err := clients(c, podMirror)
 	if err != nil {
 		return nil, err
 	}

@@ -458,6 +458,20 @@ func restConfig(c Config, identity string) (*rest.Config, error) {
 	return cfg, nil
 }
 
+// clients are those of one of the supervisor's own identities.
+func clients(c Config, identity string) (kubernetes.Interface, dynamic.Interface, error) {
+	cfg, err := restConfig(c, identity)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	dyn, err := dynamic.NewForConfig(cfg)
+	return client, dyn, err
+}
+
 // checkAddress says before anything starts what would come as "cannot assign
 // requested address" from three components.
 func checkAddress(a netip.Addr) error {

@@ -135,15 +135,7 @@ func (s *supervisor) joinVCenter(ctx context.Context) error {
 	if s.vcenter == nil {
 		return nil
 	}
-	admin, err := restConfig(s.config, superAdmin)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(admin)
-	if err != nil {
-		return err
-	}
-	dyn, err := dynamic.NewForConfig(admin)
+	client, dyn, err := clients(s.config, superAdmin)
 	if err != nil {
 		return err
 	}

@@ -81,15 +81,7 @@ func (s *supervisor) startVSphereFront() error {
 
 func (c Config) frontTargets() (*frontTargets, error) {
 	// The namespaces' controller may read the Supervisor and its Secret.
-	cfg, err := restConfig(c, namespaceKeeper)
-	if err != nil {
-		return nil, err
-	}
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
-	dyn, err := dynamic.NewForConfig(cfg)
+	client, dyn, err := clients(c, namespaceKeeper)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package podinit
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"unsafe"
 
@@ -51,7 +52,7 @@ func deviceBytes(device string) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return f.Seek(0, 2)
+	return f.Seek(0, io.SeekEnd)
 }
 
 // growFileSystem makes a mounted file system as large as its device, which has

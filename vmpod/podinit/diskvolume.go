@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -42,8 +43,12 @@ func (a *agent) addDisk(ctx context.Context, r *agentapi.AddVolumeRequest) (*age
 	if err != nil {
 		return nil, err
 	}
-	if ro, err := readOnlyDevice(device); err != nil || ro != r.Disk.ReadOnly {
-		return nil, errors.Join(err, fmt.Errorf("disk %s can be written: %t; it was to be read only: %t: %w", r.Disk.Serial, !ro, r.Disk.ReadOnly, errdefs.ErrFailedPrecondition))
+	ro, err := readOnlyDevice(device)
+	if err != nil {
+		return nil, fmt.Errorf("ask whether disk %s can be written: %w", r.Disk.Serial, err)
+	}
+	if ro != r.Disk.ReadOnly {
+		return nil, fmt.Errorf("disk %s can be written: %t; it was to be read only: %t: %w", r.Disk.Serial, !ro, r.Disk.ReadOnly, errdefs.ErrFailedPrecondition)
 	}
 	v := &volume{id: r.Id, kind: r.Kind, disk: &diskVolume{request: r.Disk, device: device}}
 	size, blank, err := a.openDisk(v, r)
@@ -69,7 +74,7 @@ func (a *agent) openDisk(v *volume, r *agentapi.AddVolumeRequest) (size int64, b
 	}
 	defer dev.Close()
 	if r.Disk.Block {
-		size, err := dev.Seek(0, 2)
+		size, err := dev.Seek(0, io.SeekEnd)
 		return size, false, err
 	}
 	found, size, err := probeDisk(dev, r.Disk.Noise)
