@@ -56,7 +56,10 @@ bin/govc:
 bin/crictl:
 	@$(GOBUILD) -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)' -o $@ sigs.k8s.io/cri-tools/cmd/crictl
 
+# Containers start in half the time with a static crun (docs/decisions/0001). Where
+# its source cannot be had, the distribution's serves; it is not tried at each make.
 guest: bin/podinit ## kernel and initramfs of the pod VMs, into build/guest
+	@vmpod/guestimage/crun/build.sh --once build/guest-crun
 	@$(GO) run ./cmd/mkguest -out build/guest -podinit bin/podinit
 
 guest-kernel: ## the tuned guest kernel, from Debian's linux-source (13 CPU-minutes, once)
@@ -64,8 +67,7 @@ guest-kernel: ## the tuned guest kernel, from Debian's linux-source (13 CPU-minu
 	@vmpod/guestimage/kernel/build.sh build/guest-kernel
 	@$(MAKE) guest
 
-guest-crun: ## a static crun for the guest, from Debian's source (20 CPU-seconds, once)
-	@DEPS=guest-crun deploy/deps.sh
+guest-crun: ## the guest's static crun anew, where `make guest` could not have it
 	@vmpod/guestimage/crun/build.sh build/guest-crun
 	@$(MAKE) guest
 

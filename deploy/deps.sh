@@ -4,7 +4,6 @@
 #   deploy/deps.sh                what a host needs to build and run Atoll
 #   DEPS=test deploy/deps.sh      what `make test` needs as well
 #   DEPS=kernel deploy/deps.sh    what `make guest-kernel` needs as well
-#   DEPS=guest-crun deploy/deps.sh  what `make guest-crun` needs as well
 #   DEPS=critest deploy/deps.sh   what `make critest` needs as well
 #   DEPS=generate deploy/deps.sh  what `make generate` needs as well
 set -euo pipefail
@@ -24,6 +23,13 @@ e2fsprogs                mkfs.ext4: writable disks, volumes
 xfsprogs                 mkfs.xfs: volumes that want xfs
 nftables                 nft: Services
 ca-certificates          registries' TLS
+dpkg-dev                 the source of the guest's crun, which is built static
+gcc                      its compiler
+libc6-dev                its libraries: libc,
+libcap-dev               capabilities,
+libseccomp-dev           system call filters,
+libyajl-dev              JSON
+make                     its build, and this one
 LIST
 }
 
@@ -34,15 +40,13 @@ extra_packages() {
 		for p in erofs-utils iproute2 procps gcc libc6-dev make bzip2 util-linux curl git fdisk dosfstools btrfs-progs cryptsetup-bin; do echo "$p"; done ;;
 	kernel)
 		for p in linux-source-6.1 build-essential flex bison libelf-dev libssl-dev bc xz-utils; do echo "$p"; done ;;
-	guest-crun)
-		for p in gcc libc6-dev make binutils dpkg-dev libyajl-dev libcap-dev libseccomp-dev; do echo "$p"; done ;;
 	critest) # busybox is compiled; the suite runs ipcmk
 		for p in build-essential bzip2 util-linux; do echo "$p"; done ;;
 	generate)
 		echo protobuf-compiler ;;
 	"") ;;
 	*)
-		echo "deps: DEPS=$DEPS is not known; use test, kernel, guest-crun, critest, generate or nothing" >&2
+		echo "deps: DEPS=$DEPS is not known; use test, kernel, critest, generate or nothing" >&2
 		exit 2 ;;
 	esac
 }

@@ -2,20 +2,34 @@
 # Builds the guest's crun, static, from the source of the installed package:
 # docs/decisions/0001-crun-in-the-guest.md says why.
 #
-#   build.sh OUT
+#   build.sh [--once|--quiet] OUT
 #
-# OUT/crun and OUT/crun.json result; what is there is not built again. It takes
-# about 20 CPU-seconds. The source comes from the Debian archive that this
+# OUT/crun and OUT/crun.json result; what is there is not built again. With
+# --once a failure is remembered, and neither an error nor tried again: the guest
+# gets the distribution's crun. --quiet says nothing of what is there. It takes about 20 CPU-seconds. The source comes from the Debian archive that this
 # machine uses, checked by apt, with Debian's patches.
 set -euo pipefail
 
 fail() { echo "guest-crun: $*" >&2; exit 1; }
 
-[ $# -eq 1 ] || fail "usage: build.sh OUT"
+once= quiet=
+case "${1:-}" in
+--once) once=1 && shift ;;
+--quiet) quiet=1 && shift ;;
+esac
+[ $# -eq 1 ] || fail "usage: build.sh [--once|--quiet] OUT"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 script=$(sha256sum "$0" | cut -d' ' -f1)
-cure="run \`DEPS=guest-crun deploy/deps.sh\`"
+if [ -n "$once" ]; then
+	tried="$script $(sha256sum <"$(command -v crun || echo /dev/null)" | cut -d' ' -f1)"
+	[ "$(cat "$out/failed" 2>/dev/null)" != "$tried" ] || exit 0
+	"$0" --quiet "$out" && exit 0
+	echo "$tried" >"$out/failed"
+	echo "guest-crun: the guest gets the distribution's crun; \`make guest-crun\` tries again" >&2
+	exit 0
+fi
+cure="run \`make deps\`"
 for tool in gcc make strip dpkg-source crun; do
 	command -v $tool >/dev/null || fail "$tool is not installed: $cure"
 done
@@ -23,7 +37,7 @@ version=$(dpkg-query -W -f '${source:Version}' crun) || fail "the crun here is n
 installed=$(sha256sum "$(command -v crun)" | cut -d' ' -f1)
 record="{\"version\": \"$version\", \"script\": \"$script\", \"installed\": \"$installed\"}"
 if [ -f "$out/crun" ] && [ "$(cat "$out/crun.json" 2>/dev/null)" = "$record" ]; then
-	echo "guest-crun: $out/crun is up to date" >&2
+	[ -n "$quiet" ] || echo "guest-crun: $out/crun is up to date" >&2
 	exit 0
 fi
 
@@ -64,4 +78,5 @@ strip -o "$out/crun.new" crun
 "$out/crun.new" --version | grep -q +SECCOMP || fail "the result has no seccomp"
 mv "$out/crun.new" "$out/crun"
 echo "$record" >"$out/crun.json"
+rm -f "$out/failed"
 echo "guest-crun: $out/crun ($version)" >&2
