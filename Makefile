@@ -30,7 +30,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-volumes crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/atoll-namespaces bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl bin/govc
 
@@ -125,6 +125,9 @@ critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; 
 
 crash: build ## kill spherelet 100 times while pods run (25 min at most); writes docs/crash.md, build/crash.json
 	@$(GO) run ./e2e/crash -table docs/crash.md
+
+crash-volumes: build ## kill pods, spherelets, QEMUs and a node for FOR=10m while volumes are written; writes docs/crash-volumes.md, build/crash-volumes.json
+	@$(GO) run ./e2e/crash volumes -for $(or $(FOR),10m) -table docs/crash-volumes.md
 
 crash-matrix: guest ## kill spherelet at every failpoint, on real VMs; writes docs/crash-matrix.md
 	@$(GO) test ./e2e/crashmatrix -count=1 -timeout=60m -run '^TestCrashMatrix$$' -v -full -table $(CURDIR)/docs/crash-matrix.md

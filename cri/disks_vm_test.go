@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,10 +22,12 @@ type volumeRoom struct {
 	h     *realHost
 	disks *local.Disks
 	s     *testServer
+	// command is what pods run.
+	command []string
 }
 
 func newVolumeRoom(t *testing.T) *volumeRoom {
-	r := &volumeRoom{h: newRealHost(t)}
+	r := &volumeRoom{h: newRealHost(t), command: []string{"sleep", "10000"}}
 	key := filepath.Join(r.h.dir, "key")
 	store := filepath.Join(r.h.dir, "datastore")
 	for _, err := range []error{os.WriteFile(key, []byte("0123456789abcdef0123456789abcdef"), 0o600), os.MkdirAll(store, 0o700)} {
@@ -101,7 +104,7 @@ func (r *volumeRoom) pod(t *testing.T, attempt uint32, raw string, dirs ...strin
 	}
 	c := ctrConfig("main")
 	c.Image.Image = r.h.busybox
-	c.Command = []string{"sleep", "10000"}
+	c.Command, c.LogPath = r.command, fmt.Sprintf("main/%d.log", attempt)
 	for _, d := range dirs {
 		c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: "/" + filepath.Base(filepath.Dir(d)), HostPath: d})
 	}

@@ -108,7 +108,7 @@ func serveCRI(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, cidrs [
 			return fmt.Errorf("--pod-cidr: %w", err)
 		}
 	}
-	if err := serveHints(ctx, cfg.RunDir, h.runtime); err != nil {
+	if err := serveHints(ctx, h); err != nil {
 		return err
 	}
 	listener, err := cri.Listen(paths.CRISocket)

@@ -2,11 +2,7 @@
 
 package main
 
-import (
-	"context"
-
-	"github.com/openatoll/atoll/vmpod"
-)
+import "context"
 
 // serveHints is for tests; see hints_failpoints.go.
-func serveHints(context.Context, string, vmpod.Preparer) error { return nil }
+func serveHints(context.Context, *host) error { return nil }

@@ -12,13 +12,20 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/openatoll/atoll/internal/version"
+	"github.com/openatoll/atoll/storage/csi"
 	"github.com/openatoll/atoll/vmpod"
 )
 
 // serveHints lets a test be the kubelet that this process has not got: it
-// posts hints to RUNDIR/hints.sock, and takes them back.
-func serveHints(ctx context.Context, runDir string, p vmpod.Preparer) error {
-	path := filepath.Join(runDir, "hints.sock")
+// posts hints to RUNDIR/hints.sock, and takes them back; and the CSI driver
+// answers.
+func serveHints(ctx context.Context, h *host) error {
+	if err := h.listenVolumes(ctx); err != nil {
+		return err
+	}
+	var p vmpod.Preparer = h.runtime
+	path := filepath.Join(h.cfg.RunDir, "hints.sock")
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -46,5 +53,19 @@ func serveHints(ctx context.Context, runDir string, p vmpod.Preparer) error {
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { _ = srv.Close() })
 	go func() { _ = srv.Serve(l) }()
+	return nil
+}
+
+// listenVolumes serves the CSI driver, whose socket is there when this returns.
+func (h *host) listenVolumes(ctx context.Context) error {
+	driver, err := csi.New(csi.Config{Disks: h.volumes, NodeName: h.cfg.NodeName, Guest: h.runtime, Version: version.Version})
+	if err != nil {
+		return err
+	}
+	l, err := csi.Listen(h.paths.CSISocket)
+	if err != nil {
+		return err
+	}
+	go func() { _ = driver.Serve(ctx, l) }()
 	return nil
 }

@@ -2,6 +2,7 @@
 //
 //	go run ./e2e/crash                   100 kills, as `make crash` does
 //	go run ./e2e/crash -kills 5 -seed 7  fewer, at the same instants each time
+//	go run ./e2e/crash volumes -for 10m  what volumes go through: see volumes.go
 //
 // It brings up an isolated cluster of its own with ten pods, and sends
 // spherelet SIGKILL at random instants while other pods are made, used and
@@ -90,7 +91,13 @@ func program(args []string) error {
 		if err := json.Unmarshal([]byte(text), &in); err != nil {
 			return err
 		}
+		if in.Volumes != nil {
+			return insideVolumes(ctx, in)
+		}
 		return inside(ctx, in)
+	}
+	if len(args) > 0 && args[0] == "volumes" {
+		return volumesProgram(ctx, args[1:])
 	}
 	o, err := parseOptions(args)
 	if err != nil {
@@ -111,6 +118,8 @@ const insideEnv = "ATOLL_CRASH"
 // A handover is what the inner run needs of the outer.
 type handover struct {
 	Options options
+	// Volumes is set for `crash volumes`.
+	Volumes *volumesOptions
 	Data    string
 	// Result is where the inner run puts a result.
 	Result string

@@ -15,7 +15,8 @@ import (
 
 // A violation is something that a pod, or who uses it, has noticed.
 type violation struct {
-	// Kind is restart, flip, log, orphan, churn or slow.
+	// Kind is restart, flip, log, orphan, churn or slow; of volumes lost, order,
+	// failed, twice, format or left.
 	Kind    string `json:"kind"`
 	Message string `json:"message"`
 	// Seconds since the run began, and kills before it happened.

@@ -47,8 +47,16 @@ type node struct {
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has
 	conn  *grpc.ClientConn
+	csi   *grpc.ClientConn
 	rt    runtimeapi.RuntimeServiceClient
 	img   runtimeapi.ImageServiceClient
+
+	// volumes are those that must be there, by name; passing are being made or
+	// deleted.
+	volumes map[string]*csiVolume
+	passing map[string]bool
+	// keptRounds is how many values the volume that is kept has at least.
+	keptRounds int
 }
 
 // newNode makes directories and configuration; there is no daemon yet.
@@ -68,7 +76,8 @@ func newNode(t *testing.T, spherelet string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{dir: dir, data: filepath.Join(dir, "data"), run: fmt.Sprintf("/run/atoll/matrix-%d", os.Getpid()), config: filepath.Join(dir, "config.json"), spherelet: spherelet}
+	n := &node{dir: dir, data: filepath.Join(dir, "data"), run: fmt.Sprintf("/run/atoll/matrix-%d", os.Getpid()), config: filepath.Join(dir, "config.json"), spherelet: spherelet,
+		volumes: map[string]*csiVolume{}, passing: map[string]bool{}}
 	t.Cleanup(func() { n.destroy(t) })
 	n.guest = guest
 	err = os.Chmod(dir, 0o711) // QEMU runs as another user
@@ -130,6 +139,9 @@ func (n *node) start(arm string) (died bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if n.csi, err = grpc.NewClient("unix://"+filepath.Join(n.run, "csi.sock"), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		return false, err
+	}
 	n.rt, n.img = runtimeapi.NewRuntimeServiceClient(n.conn), runtimeapi.NewImageServiceClient(n.conn)
 	deadline := time.After(patience)
 	for {
@@ -169,7 +181,7 @@ func (n *node) awaitDeath(v visit, within time.Duration) error {
 	case <-time.After(within):
 		return fmt.Errorf("%s was not hit", v.point)
 	}
-	n.conn.Close()
+	n.hangUp()
 	status, _ := n.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	said := n.tail()
 	if !status.Signaled() || status.Signal() != syscall.SIGKILL || !strings.Contains(said, fmt.Sprintf("failpoint %s: kill", v.point)) {
@@ -195,8 +207,13 @@ func (n *node) kill() {
 	}
 	_ = n.cmd.Process.Kill()
 	<-n.ended
-	n.conn.Close()
+	n.hangUp()
 	n.cmd = nil
+}
+
+func (n *node) hangUp() {
+	n.conn.Close()
+	n.csi.Close()
 }
 
 // destroy removes everything.

@@ -98,7 +98,7 @@ func (n *node) expect(v view, released bool, registry *testRegistry) expectation
 // that a record stands for and is not there.
 func (n *node) wrong(e expectation) []string {
 	c := &census{node: n, expectation: e}
-	for _, look := range []func() error{c.processes, c.directories, c.sockets, c.network, c.filter, c.disks, c.cgroups, c.secrets, c.imageStore, c.strangers} {
+	for _, look := range []func() error{c.processes, c.directories, c.sockets, c.network, c.filter, c.disks, c.datastore, c.cgroups, c.secrets, c.imageStore, c.strangers} {
 		if err := look(); err != nil {
 			c.note("%v", err)
 		}
@@ -373,7 +373,7 @@ func withSuffixes(keys map[string]bool, suffixes ...string) []string {
 
 // ours are the files that a data directory has besides those that the other
 // looks are at.
-var ours = regexp.MustCompile(`^(version|datastores/[^/]+\.json|volumes/(atoll-datastore\.json|atoll-lock|hosts/[^/]+\.json)|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.(erofs|vmdk)|layers/[0-9a-f]{64}\.(data|index)|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
+var ours = regexp.MustCompile(`^(version|datastores/[^/]+\.json|volumes/(atoll-datastore\.json|atoll-lock|(hosts|volumes|leases)/[^./][^/]*\.json|disks/[^./][^/]*\.raw)|disks/[^/]+\.ext4|disks/\.masters/[0-9a-f]+/[0-9]+-[0-9a-f]+\.ext4|images/(images\.db|disks/[0-9a-f]{64}\.(erofs|vmdk)|layers/[0-9a-f]{64}\.(data|index)|content/(blobs/sha256/[0-9a-f]{64}|ingest/.*))|cri/cri\.db|network/(podcidr\.json|ip_forward\.before|attachments/atl[0-9a-f]{11}\.json)|vms/(\.lock|kvm-probe\.json|[^./][^/]*/(spec|process|devices|stop|exit|extent)\.json|[^./][^/]*/(console|stderr)\.log(\.[0-9]+)?))$`)
 
 // strangers notes files below the data directory that are nobody's.
 func (c *census) strangers() error {

@@ -101,6 +101,9 @@ func TestCrashMatrix(t *testing.T) {
 		r := &round{t: t, node: n, registry: registry, neighbour: b, image: image, number: i, visits: visits, report: report}
 		r.run()
 	}
+	if err := n.deleteKept(t); err != nil {
+		t.Error(err)
+	}
 	last := &round{t: t, node: n, registry: registry, neighbour: b}
 	if wrong := last.settle(t.Context(), true); len(wrong) > 0 {
 		t.Errorf("at the end: %v", wrong)

@@ -18,16 +18,19 @@ const (
 	prepareOp       operation = "Prepare"
 	forgetOp        operation = "Forget"
 	runPod          operation = "RunPodSandbox"
+	createVolume    operation = "CreateVolume"
 	createContainer operation = "CreateContainer"
 	startContainer  operation = "StartContainer"
+	expandVolume    operation = "ExpandVolume"
 	stopContainer   operation = "StopContainer"
 	removeContainer operation = "RemoveContainer"
 	stopPod         operation = "StopPodSandbox"
 	removePod       operation = "RemovePodSandbox"
+	deleteVolume    operation = "DeleteVolume"
 	removeImage     operation = "RemoveImage"
 )
 
-var operations = []operation{pullImage, recoverOp, prepareOp, forgetOp, runPod, createContainer, startContainer, stopContainer, removeContainer, stopPod, removePod, removeImage}
+var operations = []operation{pullImage, recoverOp, prepareOp, forgetOp, runPod, createVolume, createContainer, startContainer, expandVolume, stopContainer, removeContainer, stopPod, removePod, deleteVolume, removeImage}
 
 // A visit is a point and which of its hits is meant; 0 is the first.
 type visit struct {
@@ -63,12 +66,16 @@ var plan = map[operation][]visit{
 	forgetOp: at(fp.DetachTap, fp.ReclaimBegun, fp.EraseSockets, fp.DiskErased, fp.HoldErased, fp.ReclaimIntentDropped),
 	runPod: at(fp.RunGuestSetUp, fp.AttachRecorded, fp.AttachTapUp, fp.AttachFiltered, fp.RunNetworkAttached, fp.DiskLinked, fp.RunDiskMade, fp.LaunchDirHalf, fp.LaunchListening, fp.LaunchAccounted, fp.RunLaunched, fp.RunClaimed, fp.RunRecorded,
 		fp.CloneContinued, fp.CloneRecorded, fp.CloneClaimed),
-	createContainer: at(fp.CreateAgentAnswered, fp.HoldRecorded, fp.PlugRecorded, fp.PlugNodeAdded, fp.PlugDeviceAdded, fp.CreateImageReady, fp.CreateVolumeAdded, fp.CreateVolumeNoted, fp.CreateEnvironmentKept, fp.CreateRecorded),
+	createVolume: at(fp.VolumeFileMade, fp.VolumeIntended, fp.VolumeReady),
+	createContainer: at(fp.DiskFilled, fp.CreateAgentAnswered, fp.HoldRecorded, fp.PlugRecorded, fp.PlugNodeAdded, fp.PlugDeviceAdded, fp.CreateImageReady, fp.CreateVolumeAdded, fp.CreateVolumeNoted, fp.CreateEnvironmentKept, fp.CreateRecorded,
+		fp.DiskNoted, fp.VolumeLeased, fp.DiskAttached, fp.PlugVolumeNodeAdded, fp.DiskPlugged, fp.DiskMounted, fp.DiskRecorded),
 	startContainer:  at(fp.StartAgentAnswered, fp.StartLogOpen, fp.StartRecorded),
+	expandVolume:    at(fp.DiskResized, fp.VolumeGrowing, fp.VolumeGrown),
 	stopContainer:   at(fp.ExitLogsDrained, fp.StopSignalled, fp.ExitArrived, fp.ExitRecorded, fp.ExitAcknowledged),
 	removeContainer: at(fp.RemoveGuestRemoved, fp.RemoveKilled, fp.RemoveRecordErased, fp.RemoveErased),
-	stopPod:         at(fp.QuitGone, fp.StopPodKilled, fp.QuitIntended, fp.QuitRecorded, fp.StopPodContainersMarked, fp.StopPodMachineStopped, fp.DetachFilter, fp.DetachRecord, fp.HoldErased, fp.StopPodReleased, fp.StopPodRecorded),
+	stopPod:         at(fp.VolumeLeaseEnded, fp.QuitGone, fp.StopPodKilled, fp.QuitIntended, fp.QuitRecorded, fp.StopPodContainersMarked, fp.StopPodMachineStopped, fp.DetachFilter, fp.DetachRecord, fp.HoldErased, fp.StopPodReleased, fp.StopPodRecorded, fp.DiskUnmounted, fp.DiskDetached),
 	removePod:       at(fp.EraseDirHalf, fp.EraseCgroups, fp.EraseDirComplete, fp.ReclaimMachineRemoved, fp.ReclaimPartsRemoved, fp.RemovePodContainers, fp.RemovePodErased),
+	deleteVolume:    at(fp.VolumeFilesErased, fp.VolumeDeleting, fp.VolumeErased),
 	removeImage:     at(fp.ImageUnnamed, fp.ImageCollected, fp.ImageDiskForgot, fp.ImageDiskErased, fp.ImageLayersForgot),
 }
 
@@ -100,7 +107,11 @@ func TestThePlanHasEveryPoint(t *testing.T) {
 			planned[v.point] = true
 		}
 	}
-	for _, p := range fp.All {
+	elsewhere := at(fp.VolumeCopyIntended, fp.VolumeCopied, fp.VolumeOverlayIntended, fp.VolumeOverlayMade, fp.VolumeOverlaid, fp.SnapshotCopied, fp.SnapshotReady)
+	for _, p := range elsewhere { // storage/local kills a process at these
+		planned[p.point] = true
+	}
+	for _, p := range slices.Concat(fp.All, fp.Volumes) {
 		if !planned[p] {
 			t.Errorf("the matrix never kills at %s: add it to the plan, at an operation that meets it", p)
 		}

@@ -99,7 +99,7 @@ func (r *testRegistry) push(t *testing.T, repository string) imageFixture {
 	return f
 }
 
-var applets = []string{"sh", "sleep", "echo", "true", "cat", "date"}
+var applets = []string{"sh", "sleep", "echo", "true", "cat", "date", "dd", "wc"}
 
 // tarLayer makes a layer of files, with the directories and links that
 // busybox needs if it is among them.

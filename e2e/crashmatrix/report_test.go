@@ -41,7 +41,8 @@ VMs without a kubelet, and started again. Then must hold:
 - **orphans**: nothing is left that no record stands for: QEMU processes, VM
   directories, sockets, taps, packet filter entries, disks, cgroups, secrets,
   blobs, image disks, holds, leases, intents, files of any kind; nothing is
-  missing that a record stands for; lists, records and guests agree.
+  missing that a record stands for; lists, records and guests agree. No volume is
+  lost, open in a VM that does not hold it, or formatted twice.
 - **neighbour**: another pod's VM is the same process, Ready at the first answer,
   its container still the one that was started, its log without a gap or a
   repetition.

@@ -39,6 +39,7 @@ type round struct {
 	pod       *pod
 	main      *runtimeapi.ContainerConfig
 	container string          // main's ID
+	fresh     *csiVolume      // the pod's own
 	intents   map[string]bool // that may be open when the daemon is killed
 	released  bool            // the pod is stopped
 }
@@ -49,7 +50,7 @@ var errRound = errors.New("the round ends")
 func (r *round) run() {
 	r.pod = r.node.newPod(fmt.Sprintf("%sround-%d", uidPrefix(), r.number))
 	r.intents = map[string]bool{}
-	for _, step := range []func() error{r.pulls, r.recovers, r.prepares, r.forgets, r.runs, r.creates, r.starts, r.stops, r.removes, r.stopsPod, r.removesPod, r.removesImage} {
+	for _, step := range []func() error{r.pulls, r.recovers, r.prepares, r.forgets, r.runs, r.createsVolumes, r.creates, r.starts, r.expandsVolume, r.stops, r.removes, r.stopsPod, r.removesPod, r.deletesVolume, r.removesImage} {
 		if err := step(); err != nil {
 			if !errors.Is(err, errRound) {
 				r.t.Errorf("round %d: %v", r.number, err)
@@ -74,6 +75,7 @@ func (r *round) clear() {
 			_ = r.node.removePod(ctx, r.pod)
 		}
 	}
+	r.clearVolumes(ctx)
 	_ = r.node.hint(ctx, "/forget?uid="+r.pod.uid(), nil)
 	_ = r.node.removeImage(ctx, r.image.ref)
 }
@@ -363,8 +365,11 @@ func (r *round) runs() error {
 }
 
 func (r *round) creates() (err error) {
-	r.main, err = r.node.container(r.pod, "main", r.image.ref, `trap 'echo bye; exit 7' TERM; echo started; while :; do sleep 0.1; done`)
+	r.main, err = r.node.container(r.pod, "main", r.image.ref, `trap 'echo bye; exit 7' TERM; `+r.volumeScript()+`echo started; while :; do sleep 0.1; done`)
 	if err != nil {
+		return err
+	}
+	if err := r.publishes(); err != nil {
 		return err
 	}
 	return r.do(createContainer, func(ctx context.Context) (err error) {
@@ -380,7 +385,11 @@ func (r *round) starts() error {
 	if err := r.do(startContainer, func(ctx context.Context) error { return r.node.startContainer(ctx, r.container) }); err != nil {
 		return err
 	}
-	return r.logHas("started")
+	if err := r.logHas("started"); err != nil {
+		return err
+	}
+	r.node.keptRounds++
+	return nil
 }
 
 // logHas waits until the container's log has these lines, and no others.

@@ -204,8 +204,8 @@ var All = []Point{
 	ImageUnnamed, ImageCollected, ImageDiskForgot, ImageDiskErased, ImageLayersForgot,
 }
 
-// Volumes are the points that a pod meets only with volumes: the crash matrix
-// leaves them to the tests of who keeps volumes.
+// Volumes are the points that a pod meets only with volumes. Those of copies and
+// snapshots the crash matrix leaves to the tests of storage/local.
 var Volumes = []Point{
 	PlugVolumeNodeAdded,
 	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,

@@ -280,7 +280,8 @@ func testLimit(t *testing.T, k *vmpodtest.Talk) {
 }
 
 // TestVolumeOnFullDatastore lets a guest write more than the host has room for.
-// It must stand still, and go on without an error once there is room.
+// It must stand still, and go on without an error once there is room; also if
+// another driver has taken over meanwhile.
 func TestVolumeOnFullDatastore(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a guest")
@@ -297,38 +298,83 @@ func TestVolumeOnFullDatastore(t *testing.T) {
 	if err := os.Truncate(v.Path, 64<<20); err != nil {
 		t.Fatal(err)
 	}
-	_, m := launchHere(t, nil, smallSpec("full-volume-3e4f"))
+	cfg := testConfig(t)
+	d := newDriver(t, cfg)
+	t.Cleanup(func() { d.Close(); removeTestCgroups(d) })
+	launched, err := d.Launch(t.Context(), smallSpec("full-volume-3e4f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := launched.(*Machine)
+	t.Cleanup(func() {
+		if err := m.Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 	k := vmpodtest.Dial(t, m)
 	if err := m.Plug(t.Context(), vmpod.Device{Disk: &v}); err != nil {
 		t.Fatal(err)
 	}
 	k.AskUntil("disks", func(a string) bool { return strings.Contains(a, "v-thin") })
 	k.Tell("pour v-thin 16")
-	deadline := time.Now().Add(time.Minute)
-	for {
+	awaitFull(t, m)
+	makeRoom(t, dir, "40m")
+	var begin, end float64
+	answer := k.AskUntil("cpus", func(a string) bool { return a != "" }) // the answer to pour
+	if _, err := fmt.Sscan(answer, &begin, &end); err != nil {
+		t.Errorf("the guest's write that had to wait: %s", answer)
+	}
+	wantPoured(t, m, v.Path, 16)
+
+	// Once more, and it is another driver's.
+	k.Tell("pour v-thin 48")
+	awaitFull(t, m)
+	k.Close()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = newDriver(t, cfg)
+	again, err := d.Open(t.Context(), m.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = again.(*Machine)
+	awaitFull(t, m)
+	makeRoom(t, dir, "96m")
+	vmpodtest.Dial(t, m) // the guest answers when it has written
+	wantPoured(t, m, v.Path, 48)
+}
+
+// awaitFull waits until a VM stands still because a datastore is full.
+func awaitFull(t *testing.T, m *Machine) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		st, err := m.Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if st.State == vmpod.StateUnknown && st.Reason == vmpod.ReasonHostDiskFull && strings.Contains(st.Message, "paused") {
-			break
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("status of a VM that writes to a full datastore: %+v", st)
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	if err := unix.Mount("atoll-test", dir, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+}
+
+func makeRoom(t *testing.T, dir, size string) {
+	t.Helper()
+	if err := unix.Mount("atoll-test", dir, "tmpfs", unix.MS_REMOUNT, "size="+size); err != nil {
 		t.Fatal(err)
 	}
-	answer := k.AskUntil("cpus", func(a string) bool { return a != "" }) // the answer to pour
-	var begin, end float64
-	if _, err := fmt.Sscan(answer, &begin, &end); err != nil {
-		t.Errorf("the guest's write that had to wait: %s", answer)
-	}
-	b, err := os.ReadFile(v.Path)
-	if err != nil || bytes.Count(b, []byte("atoll\n")) < 16<<20/6-1 {
-		t.Errorf("of 16 MiB written %d lines are there (%v)", bytes.Count(b, []byte("atoll\n")), err)
+}
+
+// wantPoured looks at what a guest has written since there was room.
+func wantPoured(t *testing.T, m *Machine, file string, mebibytes int) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if n := bytes.Count(b, []byte("atoll\n")); err != nil || n < mebibytes<<20/6-1 {
+		t.Errorf("of %d MiB written %d lines are there (%v)", mebibytes, n, err)
 	}
 	if st, err := m.Status(t.Context()); err != nil || st.State != vmpod.StateRunning {
 		t.Errorf("status once there is room: %+v, %v", st, err)
