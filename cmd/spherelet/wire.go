@@ -67,6 +67,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 	}
 	registerLaunchMetrics()
 	registerImageMetrics(h.images)
+	registerDiskMetrics(h.volumes)
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err
