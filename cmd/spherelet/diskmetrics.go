@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -28,6 +29,10 @@ type diskCollector struct {
 	metrics.BaseStableCollector
 	inventory storage.Inventory
 
+	// changed gets a word when volumes comply otherwise than when they were last
+	// looked at.
+	changed chan struct{}
+
 	mu     sync.Mutex
 	last   snapshot
 	asking chan struct{} // closed when an answer is there; nil: nobody asks
@@ -47,7 +52,7 @@ func newDiskCollector(i storage.Inventory) *diskCollector {
 		return metrics.NewDesc(name, help, labels, nil, metrics.ALPHA, "")
 	}
 	return &diskCollector{
-		inventory: i,
+		inventory: i, changed: make(chan struct{}, 1),
 		disk:      desc(v1alpha1.MetricDisk, "1 for each volume in the node's datastores, and for each file of a disk that is none's.", v1alpha1.DiskLabels()),
 		size:      desc(v1alpha1.MetricDiskSize, "Size of a volume.", []string{v1alpha1.DiskID}),
 		used:      desc(v1alpha1.MetricDiskUsed, "What a volume takes of its datastore.", []string{v1alpha1.DiskID}),
@@ -56,11 +61,16 @@ func newDiskCollector(i storage.Inventory) *diskCollector {
 	}
 }
 
-// registerDiskMetrics is called once a process.
-func registerDiskMetrics(disks storage.Disks) {
-	if i, ok := disks.(storage.Inventory); ok {
-		legacyregistry.CustomMustRegister(newDiskCollector(i))
+// registerDiskMetrics is called once a process. The channel gets a word when
+// somebody who looked at the metrics found volumes to comply otherwise.
+func registerDiskMetrics(disks storage.Disks) <-chan struct{} {
+	i, ok := disks.(storage.Inventory)
+	if !ok {
+		return nil
 	}
+	c := newDiskCollector(i)
+	legacyregistry.CustomMustRegister(c)
+	return c.changed
 }
 
 func (c *diskCollector) DescribeWithStability(ch chan<- *metrics.Desc) {
@@ -145,7 +155,22 @@ func (c *diskCollector) ask(done chan struct{}) {
 	items, datastores := c.inventory.Inventory(context.Background())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !maps.Equal(compliance(c.last.items), compliance(items)) {
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
 	c.last = snapshot{time.Now(), items, datastores}
 	c.asking = nil
 	close(done)
+}
+
+// compliance is how volumes are, by ID.
+func compliance(items []storage.Item) map[string]storage.ComplianceState {
+	m := map[string]storage.ComplianceState{}
+	for _, i := range items {
+		m[i.ID] = i.Compliance.State
+	}
+	return m
 }

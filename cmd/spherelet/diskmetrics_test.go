@@ -46,6 +46,11 @@ func TestDiskMetrics(t *testing.T) {
 		{Volume: storage.Volume{Datastore: "own"}, File: "disks/x", Used: -1},
 	}
 	<-asking
+	select {
+	case <-c.changed:
+	default:
+		t.Error("nobody was told that volumes are new")
+	}
 	got := gather()
 	for name, want := range map[string][]string{
 		v1alpha1.MetricDisk:      {`"abc.v-1"`, `"gold"`, `"p_0"`, `"own:disks/x"`, `"file"`},

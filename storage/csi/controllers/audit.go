@@ -23,9 +23,9 @@ const (
 	// auditPeriod is how often every volume is looked at: nobody tells when a
 	// file changes, or a datastore goes.
 	auditPeriod = time.Minute
-	// auditAfter is how long after a new volume, so that many cost one look, and
-	// its pod starts first.
-	auditAfter = 5 * time.Second
+	// auditAfter is how long after a new volume or a change that was seen, so that
+	// many cost one look, and pods start first.
+	auditAfter = 3 * time.Second
 	// auditTimeout bounds one look. A file system that hangs is not asked again
 	// while it does.
 	auditTimeout = 10 * time.Second
@@ -71,12 +71,14 @@ func (a *auditController) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(auditPeriod):
+			continue
 		case <-a.wake:
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(auditAfter):
-			}
+		case <-a.Changed:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(auditAfter):
 		}
 	}
 }

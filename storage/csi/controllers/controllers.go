@@ -48,6 +48,9 @@ type Config struct {
 	Namespace string
 	// Auditor judges the node's volumes; nil: nobody does.
 	Auditor storage.Auditor
+	// Changed has them judged soon, where somebody else has seen that there is
+	// something new; nil: nobody tells.
+	Changed <-chan struct{}
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
