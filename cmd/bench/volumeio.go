@@ -361,7 +361,7 @@ type rawGuest struct {
 // bootRaw boots the guest's kernel with a disk, and the program as PID 1.
 func (b *vmBench) bootRaw(ctx context.Context, dir, disk, program string, size v1alpha1.PodVMSize) (*rawGuest, error) {
 	spec := b.spec()
-	spec.CPUs, spec.Memory = int(size.CPUs), size.Memory
+	spec.CPUs, spec.Memory = size.CPUs, size.Memory
 	spec.Disks = []vmpod.Disk{{ID: "raw", Path: disk}}
 	argv, err := b.driver.RawCommand(spec, dir)
 	if err != nil {
