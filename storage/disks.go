@@ -113,7 +113,44 @@ type Pools interface {
 // An Auditor is a Disks that can tell whether volumes are kept as their
 // policies say.
 type Auditor interface {
+	// Compliance judges one volume by what its policy says now. A back end that
+	// cannot tell answers ComplianceUnknown with the reason; damage is a breach.
 	Compliance(ctx context.Context, id string) (Compliance, error)
+}
+
+// An Inventory is a Disks that shows an admin all that lies in its datastores,
+// also what nobody asks for any more. It changes nothing.
+type Inventory interface {
+	// Inventory returns what is there, and how each datastore is.
+	Inventory(ctx context.Context) ([]Item, []DatastoreState)
+}
+
+// An Item is a volume, whole or not, or a file that no record stands for.
+type Item struct {
+	// Volume is what is known of it; of a damaged record ID and datastore alone.
+	Volume
+	// File is the name in its datastore of a file that no record stands for;
+	// ID is empty then.
+	File string
+	// Used is what it takes of its datastore in bytes, -1 if that is not known.
+	Used      int64
+	Encrypted bool
+	// Holder is who has it open, nil if nobody.
+	Holder *Holder
+	// Damage is why it is refused, empty if it is not.
+	Damage string
+	// Unfinished says that it is being made or deleted, and by which host.
+	Unfinished string
+	Compliance Compliance
+}
+
+// A DatastoreState is how a datastore is.
+type DatastoreState struct {
+	Name string
+	// ID is empty if it was never met.
+	ID string
+	// Problem is why nothing of it is known now, empty if all is well.
+	Problem string
 }
 
 // A Claim asks for a volume. It is plain data.

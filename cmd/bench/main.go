@@ -53,6 +53,7 @@ var parts = []part{
 	{name: "clonepods", what: "pods that are clones, through the API", place: cluster},
 	{name: "burst", what: "20 pods at once; memory and CPU of those while they do nothing", place: cluster},
 	{name: "density", what: "how many pods the host holds, up to 200", place: cluster, apart: true},
+	{name: "volumes", what: "a pod's volume: reading and writing beside a raw guest, until it is ready", place: cluster},
 	{name: "daily", what: "exec into a pod; memory of the daemons", place: cluster},
 	{name: "pods", what: "pods that are booted, through the API: start, memory", place: cluster},
 	{name: "namespaces", what: "1,000 namespaces in vSphere and Kubernetes, beside a plain loop", place: apartCluster},
@@ -397,6 +398,7 @@ func measurePods(ctx context.Context, o options, data string, vm *vmBench, all *
 		{"clonepods", func() error { return pods.cloneStarts(ctx, vm, o.n, all) }},
 		{"burst", func() error { return pods.burst(ctx, vm, all) }},
 		{"density", func() error { return pods.density(ctx, all) }},
+		{"volumes", func() error { return pods.volumes(ctx, vm, o.n, all) }},
 		{"daily", func() error { return pods.daily(ctx, o.n, all) }},
 		{"pods", func() error { return pods.booted(ctx, o, all) }},
 	} {

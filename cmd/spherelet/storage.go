@@ -100,8 +100,9 @@ func (h *host) controlVolumes(ctx context.Context) error {
 		return err
 	}
 	client.QPS, client.Burst, client.UserAgent = 50, 100, "spherelet/csi"
+	auditor, _ := h.volumes.(storage.Auditor)
 	return ended(ctx, "the CSI driver's controllers", controllers.Run(ctx, controllers.Config{
-		Client: client, Socket: h.paths.CSISocket, NodeName: h.cfg.NodeName, Namespace: metav1.NamespaceSystem,
+		Auditor: auditor, Changed: h.volumesChanged, Client: client, Socket: h.paths.CSISocket, NodeName: h.cfg.NodeName, Namespace: metav1.NamespaceSystem,
 	}))
 }
 

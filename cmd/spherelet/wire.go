@@ -45,8 +45,10 @@ type host struct {
 	network netplugin.Network
 	images  *image.Store
 	volumes storage.Disks // nil: none
-	runtime *cri.Server
-	tracing tracing.TracerProvider // nil: none
+	// volumesChanged gets a word when somebody has seen volumes comply otherwise.
+	volumesChanged <-chan struct{}
+	runtime        *cri.Server
+	tracing        tracing.TracerProvider // nil: none
 }
 
 // run runs the node until ctx ends.
@@ -67,6 +69,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 	}
 	registerLaunchMetrics()
 	registerImageMetrics(h.images)
+	h.volumesChanged = registerDiskMetrics(h.volumes)
 	listener, err := cri.Listen(paths.CRISocket)
 	if err != nil {
 		return err

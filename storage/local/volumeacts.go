@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -378,49 +377,4 @@ func (x *Disks) Capacity(_ context.Context, policy string, at storage.Topology) 
 		sum.MaxVolume = max(sum.MaxVolume, c.MaxVolume)
 	}
 	return sum, nil
-}
-
-// Compliance implements storage.Auditor.
-func (x *Disks) Compliance(_ context.Context, id string) (storage.Compliance, error) {
-	c := storage.Compliance{At: time.Now()}
-	d, root, r, err := x.openVolume(id)
-	if errdefs.IsUnavailable(err) {
-		c.State, c.Message = storage.ComplianceUnknown, err.Error()
-		return c, nil
-	}
-	if err != nil {
-		return c, explain("compliance of volume "+id, err)
-	}
-	defer root.Close()
-	if r == nil {
-		return c, noVolume(d, id)
-	}
-	c.Message = d.breach(root, *r)
-	c.State = storage.Compliant
-	if c.Message != "" {
-		c.State = storage.NonCompliant
-	}
-	return c, nil
-}
-
-// breach says what of the policy a volume does not keep, empty if all is well.
-func (d *datastore) breach(root *os.Root, r record) string {
-	p, ok := d.policy(r.Policy)
-	switch {
-	case !ok:
-		return fmt.Sprintf("datastore %s no longer offers policy %s", d.Name, r.Policy)
-	case p.Encrypted && !r.Encrypted:
-		return fmt.Sprintf("policy %s is encrypted, the volume is older and not", r.Policy)
-	case p.Thick && !r.Thick:
-		return fmt.Sprintf("policy %s is thick, the volume is older and thin", r.Policy)
-	}
-	if err := check(root, r); err != nil {
-		return err.Error()
-	}
-	if st, err := root.Lstat(r.Disk.path()); err == nil && r.Thick && r.Disk.Format != storage.FormatQCOW2 {
-		if has := st.Sys().(*syscall.Stat_t).Blocks * 512; has < r.Bytes {
-			return fmt.Sprintf("policy %s is thick, and only %d of %d bytes are reserved", r.Policy, has, r.Bytes)
-		}
-	}
-	return ""
 }

@@ -30,6 +30,9 @@ type lease struct {
 	BootID   string    `json:"bootID"`
 	ReadOnly bool      `json:"readOnly,omitempty"`
 	Since    time.Time `json:"since"`
+	// Limits are those of the policy when it began, which its device has; nil
+	// in a lease of an older Atoll.
+	Limits *limits `json:"limits,omitempty"`
 }
 
 // A hostRecord is what a host says of itself in a shared datastore.
@@ -154,7 +157,12 @@ func (x *Disks) attach(ctx context.Context, id string, h storage.Holder, o stora
 			return none, err
 		}
 	}
-	return d.attachment(*r, o.ReadOnly, key), nil
+	a := d.attachment(*r, o.ReadOnly, key)
+	if held != nil && held.Limits != nil {
+		// Its device has these: another's would be refused.
+		a.IOPS, a.BytesPerSecond = held.Limits.IOPS, held.Limits.BytesPerSecond
+	}
+	return a, nil
 }
 
 func (x *Disks) checkHolder(h storage.Holder) error {
@@ -184,6 +192,7 @@ func (x *Disks) begin(ctx context.Context, d *datastore, root *os.Root, r *recor
 		return err
 	}
 	l := lease{Version: layoutVersion, Volume: r.ID, Holder: h, BootID: x.cfg.BootID, ReadOnly: readOnly, Since: time.Now().UTC().Truncate(time.Second)}
+	l.Limits = d.limitsOf(*r)
 	if err := l.write(root); err != nil {
 		return err
 	}
@@ -191,15 +200,19 @@ func (x *Disks) begin(ctx context.Context, d *datastore, root *os.Root, r *recor
 	return nil
 }
 
-func (d *datastore) attachment(r record, readOnly bool, key storage.Key) storage.Attachment {
-	// An admin's new limits hold from the next attach.
-	iops, rate := r.IOPS, r.BytesPerSecond
+// limitsOf are those that hold from the next attach: the admin's latest.
+func (d *datastore) limitsOf(r record) *limits {
 	if p, ok := d.policy(r.Policy); ok {
-		iops, rate = p.IOPS, p.BytesPerSecond
+		return &limits{p.IOPS, p.BytesPerSecond}
 	}
+	return &limits{r.IOPS, r.BytesPerSecond}
+}
+
+func (d *datastore) attachment(r record, readOnly bool, key storage.Key) storage.Attachment {
+	now := d.limitsOf(r)
 	a := storage.Attachment{
 		VolumeID: r.ID, DiskID: storage.DiskID(r.ID), Path: d.path(r.Disk.path()), Format: r.Disk.Format, Bytes: max(r.Bytes, r.Growing),
-		ReadOnly: readOnly, Thick: r.Thick, IOPS: iops, BytesPerSecond: rate,
+		ReadOnly: readOnly, Thick: r.Thick, IOPS: now.IOPS, BytesPerSecond: now.BytesPerSecond,
 	}
 	for _, f := range r.Backing {
 		a.Backing = append(a.Backing, storage.Layer{Path: d.path(f.path()), Format: f.Format})

@@ -30,6 +30,7 @@ const (
 	metricsServer     = "metrics-server"
 	csrApprover       = "csr-approver"
 	podMirror         = "pod-mirror"
+	complianceKeeper  = "compliance"
 	namespaceKeeper   = "namespaces"
 	loginIdentity     = "login"
 	vsphereREST       = "vsphere-rest"
@@ -44,6 +45,7 @@ const (
 	metricsServerUser = "system:metrics-server"
 	csrApproverUser   = "atoll:csr-approver"
 	podMirrorUser     = "atoll:pod-mirror"
+	complianceUser    = "atoll:compliance"
 	namespacesUser    = "atoll:namespaces"
 	loginUser         = "atoll:login"
 	vsphereRESTUser   = "atoll:vsphere-rest"
@@ -67,6 +69,7 @@ var identities = []identity{
 	{metricsServer, metricsServerUser, nil},
 	{csrApprover, csrApproverUser, nil},
 	{podMirror, podMirrorUser, nil},
+	{complianceKeeper, complianceUser, nil},
 	{namespaceKeeper, namespacesUser, nil},
 	{loginIdentity, loginUser, nil},
 	{vsphereREST, vsphereRESTUser, nil},

@@ -31,6 +31,7 @@ func TestPolicies(t *testing.T) {
 	t.Run("limits", p.limits)
 	t.Run("storage classes", p.storageClasses)
 	t.Run("node affinity", p.affinity)
+	t.Run("compliance", p.compliance)
 	t.Run("scheduler", p.scheduler)
 	s.stop(t)
 }
@@ -429,5 +430,45 @@ func (p *policyTest) scheduler(t *testing.T) {
 				return nil
 			})
 		}
+	}
+}
+
+// compliance writes what a node may, and reads what the supervisor makes of it.
+func (p *policyTest) compliance(t *testing.T) {
+	ctx, ns := t.Context(), p.namespace(t, "complies", nil)
+	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: corev1.PersistentVolumeClaimSpec{
+		VolumeName: "complies-pv", AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: new(string),
+		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}
+	claim, err := p.admin.CoreV1().PersistentVolumeClaims(ns).Create(ctx, claim, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := p.as(t, "system:node:n1", "system:nodes")
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "complies-pv"}, Spec: corev1.PersistentVolumeSpec{
+		Capacity: claim.Spec.Resources.Requests, AccessModes: claim.Spec.AccessModes,
+		ClaimRef:               &corev1.ObjectReference{Namespace: ns, Name: "data", UID: claim.UID},
+		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "csi.atoll.dev", VolumeHandle: "x"}},
+	}}
+	if _, err := node.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	patch := func(state string) []byte {
+		return fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationPolicyCompliance, state)
+	}
+	for _, sub := range [][]string{nil, {"status"}} {
+		_, err := node.CoreV1().PersistentVolumeClaims(ns).Patch(ctx, "data", types.MergePatchType, patch("Compliant"), metav1.PatchOptions{}, sub...)
+		refused(t, fmt.Sprint("a node writes the claim", sub), err, "forbidden")
+	}
+	for _, state := range []string{"NonCompliant", "Compliant"} {
+		_, err := node.CoreV1().PersistentVolumes().Patch(ctx, "complies-pv", types.MergePatchType, patch(state), metav1.PatchOptions{})
+		allowed(t, "a node writes the volume", err)
+		eventually(t, "the claim says "+state, func() error {
+			c, err := p.admin.CoreV1().PersistentVolumeClaims(ns).Get(ctx, "data", metav1.GetOptions{})
+			if err == nil && c.Annotations[v1alpha1.AnnotationPolicyCompliance] != state {
+				err = fmt.Errorf("annotations %v", c.Annotations)
+			}
+			return err
+		})
 	}
 }

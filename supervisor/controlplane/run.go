@@ -321,6 +321,9 @@ func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startApprover(); err != nil {
 		return err
 	}
+	if err := s.startCompliance(); err != nil {
+		return err
+	}
 	if err := s.joinVCenter(ctx); err != nil {
 		return err
 	}

@@ -3,9 +3,13 @@
 //	inguest fork N PROGRAM [ARG…]      fork, exec and wait, N times; prints microseconds, one a line
 //	inguest lines BYTES LINE SECONDS   writes lines of LINE bytes, as fast as it can, until either bound
 //	inguest read N DIR DIR             drops the kernel's caches, reads the files of one DIR; turn by turn; prints the microseconds of both, N lines
+//	inguest diskfile FILE MIB          makes a file without holes
+//	inguest disk FILE BLOCKS           reads and writes that file past the kernel's cache, in order and BLOCKS of 4 KiB at random places; prints four times in microseconds
 //	inguest wait                       until it is killed
 //
-// It is static and starts nothing but what it is told to.
+// It is static and starts nothing but what it is told to. As PID 1 of a guest
+// that was booted by hand it does what "disk" does, on the guest's first disk,
+// for each line on the console.
 package main
 
 import (
@@ -19,6 +23,12 @@ import (
 )
 
 func main() {
+	if os.Getpid() == 1 && len(os.Args) == 1 {
+		fmt.Println("raw guest:", raw())
+		for { // else the kernel panics, and what was said is lost
+			time.Sleep(time.Hour)
+		}
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "inguest:", err)
 		os.Exit(1)
@@ -44,6 +54,19 @@ func run(args []string) error {
 		return lines(n[0], n[1], time.Duration(n[2])*time.Second)
 	}
 	switch {
+	case len(args) == 3 && (args[0] == "disk" || args[0] == "diskfile"):
+		n, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		if args[0] == "diskfile" {
+			return diskFile(args[1], n)
+		}
+		out, err := diskTurn(args[1], n)
+		if err == nil {
+			fmt.Println(out)
+		}
+		return err
 	case len(args) == 4 && args[0] == "read":
 		n, err := strconv.Atoi(args[1])
 		if err != nil {

@@ -1,7 +1,7 @@
 // Package controllers does for a CSI driver what its sidecars do elsewhere, in
 // the process that serves it: it provisions and deletes volumes (on upstream's
-// sig-storage-lib-external-provisioner), expands them, and publishes how much
-// room there is.
+// sig-storage-lib-external-provisioner), expands them, publishes how much room
+// there is, and says which volumes are not kept as their policies say.
 //
 // Each node's instance cares for the datastores that the node reaches: for
 // claims whose node the scheduler has selected, and for volumes that can be
@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/openatoll/atoll/storage"
 	atollcsi "github.com/openatoll/atoll/storage/csi"
 )
 
@@ -45,6 +46,11 @@ type Config struct {
 	NodeName string
 	// Namespace has the CSIStorageCapacity objects. Required.
 	Namespace string
+	// Auditor judges the node's volumes; nil: nobody does.
+	Auditor storage.Auditor
+	// Changed has them judged soon, where somebody else has seen that there is
+	// something new; nil: nobody tells.
+	Changed <-chan struct{}
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
@@ -91,6 +97,7 @@ func Run(ctx context.Context, c Config) error {
 	defer stop()
 	resizer := newResizer(g)
 	g.capacity = newCapacityController(g)
+	auditor := newAuditController(g)
 	provisioner := newProvisionController(ctx, g)
 
 	g.factory.Start(ctx.Done())
@@ -102,6 +109,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	go g.capacity.run(ctx)
 	go resizer.run(ctx)
+	go auditor.run(ctx)
 	provisioner.Run(ctx)
 	return nil
 }

@@ -142,7 +142,7 @@ lightweight virtual machine.
 	pflag.CommandLine.VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.AddCommand(
 		newUp(g), newDown(g), newStatus(g), newCheck(g), newEnter(g), newLogs(g),
-		newBackup(g), newRestore(g), newLeftovers(g), newTop(g), newVCenter(g), newVersion(), newMan(), newSupervisor(g), newMeasureOverhead(),
+		newBackup(g), newRestore(g), newLeftovers(g), newGet(g), newTop(g), newVCenter(g), newVersion(), newMan(), newSupervisor(g), newMeasureOverhead(),
 	)
 	return root
 }

@@ -97,3 +97,13 @@ func TestErrorsReadAsSentences(t *testing.T) {
 		t.Errorf("interrupted: %q", out.String())
 	}
 }
+
+func TestGetDisksWithoutACluster(t *testing.T) {
+	var usage usageError
+	if _, err := run(t, "get", "disks", "-o", "xml"); !errors.As(err, &usage) || !strings.Contains(err.Error(), "wide") {
+		t.Errorf("-o xml: %v", err)
+	}
+	if _, err := run(t, "--data-dir", filepath.Join(t.TempDir(), "none"), "get", "disks"); err == nil {
+		t.Error("disks of no cluster were shown")
+	}
+}

@@ -1,0 +1,14 @@
+package v1alpha1
+
+// Annotations of PersistentVolumes of csi.atoll.dev, and of the claims that have
+// them: whether the volume is kept as its storage policy says.
+const (
+	// AnnotationPolicyCompliance is Compliant, NonCompliant or Unknown.
+	AnnotationPolicyCompliance = "atoll.dev/policy-compliance"
+	// AnnotationPolicyComplianceReason is a sentence for people; there is none
+	// where the volume is Compliant.
+	AnnotationPolicyComplianceReason = "atoll.dev/policy-compliance-reason"
+	// AnnotationPolicyComplianceBy is the node that says so, on the
+	// PersistentVolume alone.
+	AnnotationPolicyComplianceBy = "atoll.dev/policy-compliance-by"
+)

@@ -1,0 +1,171 @@
+// Package compliance puts onto claims what nodes say on their volumes: whether
+// these are kept as their storage policies say. Nodes may write
+// PersistentVolumes and no claims.
+package compliance
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+const (
+	callTimeout = 30 * time.Second
+	// A claim that cannot be written is tried again after firstPause, doubling
+	// up to lastPause.
+	firstPause = 200 * time.Millisecond
+	lastPause  = time.Minute
+)
+
+// copied are the annotations that a claim has of its volume.
+var copied = []string{v1alpha1.AnnotationPolicyCompliance, v1alpha1.AnnotationPolicyComplianceReason}
+
+// A Controller keeps the annotations of claims.
+type Controller struct {
+	client  kubernetes.Interface
+	log     *slog.Logger
+	factory informers.SharedInformerFactory
+	volumes corelisters.PersistentVolumeLister
+	claims  corelisters.PersistentVolumeClaimLister
+	queue   workqueue.TypedRateLimitingInterface[string] // names of PersistentVolumes
+}
+
+// New returns a Controller that does nothing before Run. The client has the
+// rights of atoll:compliance; log may be nil.
+func New(client kubernetes.Interface, log *slog.Logger) (*Controller, error) {
+	if client == nil {
+		return nil, fmt.Errorf("compliance: a client is required: %w", errdefs.ErrInvalidArgument)
+	}
+	if log == nil {
+		log = slog.Default()
+	}
+	c := &Controller{
+		client: client, log: log.With("component", "compliance"),
+		factory: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(lean)),
+		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstPause, lastPause)),
+	}
+	core := c.factory.Core().V1()
+	c.volumes, c.claims = core.PersistentVolumes().Lister(), core.PersistentVolumeClaims().Lister()
+	_, _ = core.PersistentVolumes().Informer().AddEventHandler(handler(func(o any) {
+		if pv, ok := o.(*corev1.PersistentVolume); ok {
+			c.queue.Add(pv.Name)
+		}
+	}))
+	_, _ = core.PersistentVolumeClaims().Informer().AddEventHandler(handler(func(o any) {
+		if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && claim.Spec.VolumeName != "" {
+			c.queue.Add(claim.Spec.VolumeName)
+		}
+	}))
+	return c, nil
+}
+
+func handler(see func(any)) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{AddFunc: see, UpdateFunc: func(_, o any) { see(o) }}
+}
+
+// lean keeps in memory what is read here: names and annotations, and which
+// claim has which volume.
+func lean(o any) (any, error) {
+	meta := func(m *metav1.ObjectMeta) metav1.ObjectMeta {
+		slim := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion}
+		for _, k := range copied {
+			if v, ok := m.Annotations[k]; ok {
+				metav1.SetMetaDataAnnotation(&slim, k, v)
+			}
+		}
+		return slim
+	}
+	switch o := o.(type) {
+	case *corev1.PersistentVolume:
+		return &corev1.PersistentVolume{ObjectMeta: meta(&o.ObjectMeta), Spec: corev1.PersistentVolumeSpec{ClaimRef: o.Spec.ClaimRef}}, nil
+	case *corev1.PersistentVolumeClaim:
+		return &corev1.PersistentVolumeClaim{ObjectMeta: meta(&o.ObjectMeta), Spec: corev1.PersistentVolumeClaimSpec{VolumeName: o.Spec.VolumeName}}, nil
+	}
+	return o, nil
+}
+
+// Run keeps the annotations until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	c.factory.Start(ctx.Done())
+	defer c.factory.Shutdown()
+	for _, ok := range c.factory.WaitForCacheSync(ctx.Done()) {
+		if !ok {
+			return nil // only ctx ends the wait for a first list
+		}
+	}
+	stop := context.AfterFunc(ctx, c.queue.ShutDown)
+	defer stop()
+	for {
+		name, down := c.queue.Get()
+		if down {
+			return nil
+		}
+		if err := c.sync(ctx, name); err != nil && ctx.Err() == nil {
+			c.log.Warn("a claim could not be told of its volume's compliance; trying again", "pv", name, "err", err)
+			c.queue.AddRateLimited(name)
+		} else {
+			c.queue.Forget(name)
+		}
+		c.queue.Done(name)
+	}
+}
+
+// sync has the claim of a volume say what the volume does. A volume that says
+// nothing changes nothing: another may speak for it.
+func (c *Controller) sync(ctx context.Context, name string) error {
+	pv, err := c.volumes.Get(name)
+	if err != nil || pv.Spec.ClaimRef == nil || pv.Annotations[v1alpha1.AnnotationPolicyCompliance] == "" {
+		return ignoreNotFound(err)
+	}
+	claim, err := c.claims.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
+	if err != nil || claim.UID != pv.Spec.ClaimRef.UID || claim.Spec.VolumeName != name {
+		return ignoreNotFound(err)
+	}
+	change := map[string]any{}
+	for _, k := range copied {
+		want, wanted := pv.Annotations[k]
+		if have, has := claim.Annotations[k]; have == want && has == wanted {
+			continue
+		}
+		change[k] = nil // null takes it away
+		if wanted {
+			change[k] = want
+		}
+	}
+	if len(change) == 0 {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": claim.UID, "annotations": change}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = c.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if apierrors.IsConflict(err) { // another claim of that name: it comes with its own event
+		return nil
+	}
+	return ignoreNotFound(err)
+}
+
+func ignoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
