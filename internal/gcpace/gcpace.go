@@ -21,15 +21,16 @@ const (
 	collections = 0.5
 	// rest is how long a process stays busy after it last was: a load comes in
 	// waves, and garbage of several is cheaper to collect at once.
-	rest = 2 * time.Second
+	rest = 5 * time.Second
 	// share of the memory that is available which the further garbage may take.
 	share = 8
 )
 
 // Run sets GOGC to calm, and to busy while the process allocates so fast that calm
-// would mean a collection every two seconds or more often. It leaves calm where
-// the garbage that busy allows is more than an eighth of the host's available
-// memory. It does nothing if GOGC is in the environment, and returns when ctx ends.
+// would mean a collection every two seconds or more often. Five seconds after that
+// it is calm again, and gives the host back what is free. It stays calm where the
+// garbage that busy allows is more than an eighth of the host's available memory.
+// It does nothing if GOGC is in the environment, and returns when ctx ends.
 func Run(ctx context.Context, calm, busy int) {
 	if os.Getenv("GOGC") != "" {
 		return
@@ -49,6 +50,9 @@ func Run(ctx context.Context, calm, busy int) {
 			if want := p.next(now, samples[0].Value.Uint64(), samples[1].Value.Uint64()); want != set {
 				set = want
 				debug.SetGCPercent(set)
+				if set == calm {
+					debug.FreeOSMemory() // what the load has left behind
+				}
 			}
 		}
 	}
