@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -29,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/openatoll/atoll/internal/gcpace"
 	"github.com/openatoll/atoll/supervisor/namespaces"
 )
 
@@ -57,9 +57,7 @@ func parse(args []string) (kubeconfig, address string, err error) {
 
 // run returns nil when ctx ends.
 func run(ctx context.Context, kubeconfig, address string) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // as the supervisor: time for memory
-	}
+	go gcpace.Run(ctx, 50, 200) // as the supervisor
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	controller, err := newController(kubeconfig)
 	if err != nil {

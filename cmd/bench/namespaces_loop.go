@@ -64,9 +64,13 @@ func makeVCenterUsers(ctx context.Context, data string) error {
 
 // A plainLoop makes what the controller makes for a namespace, call by call:
 // copies of what it made for one, beside those of the others, under names and
-// attributes that the controller does not take for its own.
+// attributes that the controller does not take for its own, and a record of each:
+// 15 calls, none of them a question. It waits for no task, since there is none.
 type plainLoop struct {
 	*namespaceBench
+	records      client.Client
+	status       v1alpha1.SupervisorNamespaceStatus
+	recording    time.Duration // what records took so far
 	parentPool   *object.ResourcePool
 	parentFolder *object.Folder
 	fields       *object.CustomFieldsManager
@@ -99,6 +103,10 @@ func (b *namespaceBench) newPlainLoop(ctx context.Context, of string) (*plainLoo
 	}
 	if len(ns.Status.Pools) != 1 || ns.Status.Folder == nil {
 		return nil, fmt.Errorf("namespace %s has %d pools and folder %v: one of each is wanted", of, len(ns.Status.Pools), ns.Status.Folder)
+	}
+	l.status = ns.Status
+	if l.records, err = newRecords(ctx, b.config); err != nil {
+		return nil, err
 	}
 	if err := l.readVSphere(ctx, ns); err != nil {
 		return nil, err
@@ -246,7 +254,7 @@ func (l *plainLoop) run(ctx context.Context, prefix string, n int) (time.Duratio
 	began, told := time.Now(), time.Now()
 	for i := range n {
 		name := fmt.Sprint(prefix, i)
-		if err := errors.Join(l.makeVSphere(ctx, name), l.makeKubernetes(ctx, name)); err != nil {
+		if err := l.make(ctx, name); err != nil {
 			return 0, fmt.Errorf("namespace %s of the loop: %w", name, err)
 		}
 		if time.Since(told) > 10*time.Second {
@@ -257,16 +265,33 @@ func (l *plainLoop) run(ctx context.Context, prefix string, n int) (time.Duratio
 	return time.Since(began), nil
 }
 
-func (l *plainLoop) makeVSphere(ctx context.Context, name string) error {
-	pool, err := l.parentPool.Create(ctx, name, l.pool)
+func (l *plainLoop) make(ctx context.Context, name string) error {
+	record, err := l.ask(ctx, name)
 	if err != nil {
 		return err
+	}
+	pool, folder, err := l.makeVSphere(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := l.makeKubernetes(ctx, name); err != nil {
+		return err
+	}
+	return l.answer(ctx, record, pool, folder)
+}
+
+// makeVSphere returns the ids of the pool and the folder.
+func (l *plainLoop) makeVSphere(ctx context.Context, name string) (string, string, error) {
+	pool, err := l.parentPool.Create(ctx, name, l.pool)
+	if err != nil {
+		return "", "", err
 	}
 	folder, err := l.parentFolder.CreateFolder(ctx, name)
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	return errors.Join(l.set(ctx, pool.Reference(), l.onPool), l.set(ctx, folder.Reference(), l.onFolder))
+	return pool.Reference().Value, folder.Reference().Value,
+		errors.Join(l.set(ctx, pool.Reference(), l.onPool), l.set(ctx, folder.Reference(), l.onFolder))
 }
 
 func (l *plainLoop) set(ctx context.Context, id types.ManagedObjectReference, p pattern) error {

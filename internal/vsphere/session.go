@@ -66,6 +66,7 @@ type Session struct {
 	generation int // of logins; 0: none yet, or the last one was dropped
 	logins     int
 	about      types.AboutInfo
+	user       string // of the last login
 	refused    time.Time
 	refusal    error
 }
@@ -124,6 +125,13 @@ func (s *Session) About() types.AboutInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.about
+}
+
+// User is who signed in last; empty before the first login.
+func (s *Session) User() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.user
 }
 
 // Logins counts them: whoever holds objects that live in a session (views,
@@ -192,7 +200,13 @@ func (s *Session) logIn(ctx context.Context) error {
 		return fmt.Errorf("it is no vCenter but %q: a single ESXi host has no namespaces: %w", content.About.FullName, errdefs.ErrInvalidArgument)
 	}
 	body := &methods.LoginBody{Req: &types.Login{This: *content.SessionManager, UserName: user, Password: password, Locale: "en_US"}}
-	return s.send(ctx, body, &methods.LoginBody{})
+	if err := s.send(ctx, body, &methods.LoginBody{}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.user = user
+	return nil
 }
 
 // content asks for what needs no login, and keeps it.

@@ -3,6 +3,7 @@ package vsphere
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -16,6 +17,10 @@ type soapBody = soap.HasFault
 
 // maxTasks in flight at one vCenter.
 const maxTasks = 32
+
+// seenWithin is how soon a watch shows what a task did, mostly: twice as long as
+// changes are let gather while there are many, and some time for the task.
+const seenWithin = 300 * time.Millisecond
 
 // Tasks runs tasks at one vCenter: at most 32 at a time, one an object. It is
 // safe for concurrent use.
@@ -39,6 +44,13 @@ func NewTasks(w *Watch) *Tasks {
 // vCenter runs the two one after the other. Whoever starts another keeps the id
 // that start returns.
 func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
+	return t.DoUnlessSeen(ctx, object, nil, start)
+}
+
+// DoUnlessSeen is Do for a task whose whole effect a watch shows: it returns nil,
+// without asking how the task ended, when seen is closed because the object is as
+// the task was to make it. It asks where that does not happen soon.
+func (t *Tasks) DoUnlessSeen(ctx context.Context, object types.ManagedObjectReference, seen <-chan struct{}, start func(context.Context) (types.ManagedObjectReference, error)) (types.AnyType, error) {
 	release, err := t.acquire(ctx, object)
 	if err != nil {
 		return nil, err
@@ -47,6 +59,16 @@ func (t *Tasks) Do(ctx context.Context, object types.ManagedObjectReference, sta
 	ref, err := start(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if seen != nil {
+		soon := time.NewTimer(seenWithin)
+		defer soon.Stop()
+		select {
+		case <-seen:
+			return nil, nil
+		case <-soon.C:
+		case <-ctx.Done(): // which Join tells
+		}
 	}
 	return t.Join(ctx, ref.Value)
 }

@@ -146,6 +146,15 @@ func TestWatchAndTasks(t *testing.T) {
 	mustBe(t, Error("rename", err), errdefs.ErrAlreadyExists, "taken")
 
 	before := l.count("ModifyListView")
+	seen := make(chan struct{})
+	close(seen)
+	if _, err := tasks.DoUnlessSeen(t.Context(), id, seen, rename(s, id, "three")); err != nil || l.count("ModifyListView") != before {
+		t.Errorf("a task whose effect was seen: %v, and %d calls to hear of it, want none", err, l.count("ModifyListView")-before)
+	}
+	_, err = tasks.DoUnlessSeen(t.Context(), id, make(chan struct{}), rename(s, id, "taken"))
+	mustBe(t, Error("rename", err), errdefs.ErrAlreadyExists, "taken")
+
+	before = l.count("ModifyListView")
 	var wg sync.WaitGroup
 	for i := range 40 {
 		other := createFolder(t, s, fmt.Sprint("many-", i))

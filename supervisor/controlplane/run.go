@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	logsapi "k8s.io/component-base/logs/api/v1"
 
+	"github.com/openatoll/atoll/internal/gcpace"
 	"github.com/openatoll/atoll/supervisor/controlplane/addons"
 	"github.com/openatoll/atoll/supervisor/controlplane/approver"
 	"github.com/openatoll/atoll/supervisor/controlplane/dns"
@@ -75,7 +76,9 @@ func Run(ctx context.Context, c Config, progress func(Phase)) error {
 	if err := prepareDataDir(c); err != nil {
 		return err
 	}
-	tuneCollector()
+	// The API server's caches make a heap whose garbage the default would let grow
+	// to the same size again.
+	go gcpace.Run(ctx, 50, 200)
 	stampVersion()
 	s := &supervisor{config: c, log: slog.Default().With("component", "controlplane"), failed: make(chan error, 16), progress: progress, last: time.Now()}
 	err = s.run(ctx)
@@ -542,13 +545,4 @@ func waitRuntimeClass(ctx context.Context, client kubernetes.Interface) error {
 		}
 		return nil
 	})
-}
-
-// tuneCollector trades a little time for memory: the API server's caches make
-// a heap whose garbage the default would let grow to the same size again.
-// GOGC in the environment wins.
-func tuneCollector() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
 }

@@ -10,6 +10,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -79,7 +80,7 @@ func setupSupervisor(mgr ctrl.Manager, r *reconciler) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
 		For(&v1alpha1.Supervisor{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(r.conn.supervisors.source()).
-		Watches(&v1alpha1.SupervisorNamespace{}, one(), builder.WithPredicates(madeOrGone())).
+		Watches(&v1alpha1.SupervisorNamespace{}, soon(), builder.WithPredicates(madeOrGone())).
 		Complete(&supervisorReconciler{reconciler: r, all: r.all})
 }
 
@@ -127,6 +128,20 @@ func one() handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return request(v1alpha1.SupervisorName)
 	})
+}
+
+// soon is one for namespaces, which come in hundreds: those of a second are counted
+// at once. One that goes is counted when it does: the Supervisor may wait for it.
+func soon() handler.EventHandler {
+	all := request(v1alpha1.SupervisorName)[0]
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, _ event.CreateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			q.AddAfter(all, countEvery)
+		},
+		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			q.Add(all)
+		},
+	}
 }
 
 // ignoreOwnStatus: a status that changed is our own doing.

@@ -28,6 +28,8 @@ const (
 	// supervisorEvery is how often what the watch knows of clusters is looked
 	// at; it makes no call to vCenter.
 	supervisorEvery = time.Minute
+	// countEvery is how often namespaces that come are counted.
+	countEvery = time.Second
 )
 
 // A supervisorReconciler connects as the Supervisor says, and tells in its

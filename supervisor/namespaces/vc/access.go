@@ -83,23 +83,22 @@ func (c *Client) ensureAccess(ctx context.Context, ns Namespace) error {
 	if ns.Access == nil {
 		return nil
 	}
-	cred, err := c.options.Credentials(ctx)
-	if err != nil {
-		return fmt.Errorf("credentials: %w: %w", err, errdefs.ErrUnavailable)
-	}
+	// Not of the credentials, which are a call to the API server away: what is
+	// signed in is what can be locked out.
+	user := c.session.User()
 	want := make([]types.Permission, 0, len(ns.Access))
 	var errs []error
 	for _, a := range ns.Access {
 		if a.Group {
-			member, err := c.memberOf(ctx, a, cred.User)
+			member, err := c.memberOf(ctx, a, user)
 			if err != nil {
 				return err
 			}
 			if member {
-				return fmt.Errorf("access of group %s: the account %s with which Atoll signs in is in it, and would have no more than its role: take the account out of the group, or the group off the list: %w", principal(a), cred.User, errdefs.ErrFailedPrecondition)
+				return fmt.Errorf("access of group %s: the account %s with which Atoll signs in is in it, and would have no more than its role: take the account out of the group, or the group off the list: %w", principal(a), user, errdefs.ErrFailedPrecondition)
 			}
 		}
-		if !a.Group && (strings.EqualFold(cred.User, principal(a)) || strings.EqualFold(cred.User, a.Subject+"@"+a.Domain)) {
+		if !a.Group && (strings.EqualFold(user, principal(a)) || strings.EqualFold(user, a.Subject+"@"+a.Domain)) {
 			// What is set on an object hides what is inherited: Atoll would lose its
 			// own rights there.
 			return fmt.Errorf("access of %s: that is the account with which Atoll signs in, and would lock it out of the namespace: take it off the list: %w", principal(a), errdefs.ErrInvalidArgument)

@@ -100,6 +100,7 @@ type cache struct {
 	// resolved are the zones whose cluster was seen.
 	resolved map[string]bool
 	owned    map[string]map[ref]Ref // by namespace UID
+	renames  map[ref]renaming       // under way
 
 	notify func(Ref)
 	health func()
@@ -107,7 +108,7 @@ type cache struct {
 }
 
 func newCache(supervisor string) *cache {
-	c := &cache{supervisor: supervisor, lost: map[string]map[ref]bool{}, resolved: map[string]bool{}, now: time.Now, notify: func(Ref) {}, health: func() {}}
+	c := &cache{supervisor: supervisor, lost: map[string]map[ref]bool{}, resolved: map[string]bool{}, renames: map[ref]renaming{}, now: time.Now, notify: func(Ref) {}, health: func() {}}
 	c.reset()
 	return c
 }
@@ -212,6 +213,36 @@ func (c *cache) write(r ref, props map[string]any) {
 	}
 	o.expected = nil
 	c.index(r, o)
+}
+
+// A renaming waits until the watch shows a name.
+type renaming struct {
+	name string
+	seen chan struct{} // closed then
+}
+
+// renaming tells when the watch shows that an object has a name. Of one object
+// there is one at a time; forget ends it.
+func (c *cache) renaming(r ref, name string) (seen <-chan struct{}, forget func()) {
+	w := renaming{name, make(chan struct{})}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.renames[r] = w
+	return w.seen, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.renames[r] == w {
+			delete(c.renames, r)
+		}
+	}
+}
+
+// named tells who waits for an object's name. It wants mu held.
+func (c *cache) named(u vsphere.Update) {
+	if w, waits := c.renames[u.Object]; waits && u.Props["name"] == w.name {
+		close(w.seen)
+		delete(c.renames, u.Object)
+	}
 }
 
 // gone notes that this Client removed an object.
@@ -358,6 +389,7 @@ func (c *cache) Apply(changes []vsphere.Update) {
 	c.mu.Lock()
 	touched := map[Ref]bool{}
 	for _, u := range changes {
+		c.named(u)
 		o := c.objects[u.Object]
 		if u.Gone {
 			if o != nil {

@@ -63,7 +63,9 @@ func (c *Client) renameFolder(ctx context.Context, ns Namespace, id ref, what st
 		return c.foreign("VM folder", name, taken)
 	}
 	c.cache.expect(id, map[string]any{propName: ns.Name})
-	err := c.task(ctx, id, func(ctx context.Context) (ref, error) {
+	seen, forget := c.cache.renaming(id, ns.Name)
+	defer forget()
+	err := c.taskUnlessSeen(ctx, id, seen, func(ctx context.Context) (ref, error) {
 		res, err := methods.Rename_Task(ctx, c.session, &types.Rename_Task{This: id, NewName: ns.Name})
 		if err != nil {
 			return ref{}, err
@@ -123,8 +125,14 @@ func (c *Client) ensureParentFolder(ctx context.Context) (ref, error) {
 
 // task runs one task on an object of ours.
 func (c *Client) task(ctx context.Context, id ref, start func(context.Context) (ref, error)) error {
+	return c.taskUnlessSeen(ctx, id, nil, start)
+}
+
+// taskUnlessSeen spares the call that asks how the task ended where the watch
+// shows it first; see vsphere.Tasks.
+func (c *Client) taskUnlessSeen(ctx context.Context, id ref, seen <-chan struct{}, start func(context.Context) (ref, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, taskTimeout)
 	defer cancel()
-	_, err := c.tasks.Do(ctx, id, start)
+	_, err := c.tasks.DoUnlessSeen(ctx, id, seen, start)
 	return err
 }
