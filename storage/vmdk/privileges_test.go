@@ -73,7 +73,7 @@ func TestLeastPrivilegeSuffices(t *testing.T) {
 	if err := life(t.Context(), d, v.vm(t, hostA, 1)); err != nil {
 		t.Error(err)
 	}
-	if left, err := d.Orphans(t.Context()); err != nil || len(left) != 0 {
+	if left, err := d.Orphans(t.Context(), nil); err != nil || len(left) != 0 {
 		t.Errorf("Orphans = %v, %v", left, err)
 	}
 }

@@ -57,6 +57,7 @@ func newGroup(t *testing.T, d *driver, claim *corev1.PersistentVolumeClaim, pv *
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-uid"}})
 	g := &group{Config: Config{NodeName: "n1", Namespace: "kube-system", Logger: slog.New(slog.DiscardHandler)}, Driver: atollcsi.Name, client: client, controller: d,
 		factory: informers.NewSharedInformerFactory(client, 0), events: record.NewFakeRecorder(10), segments: map[string]string{atollcsi.TopologyHost: "n1"}}
+	g.scope = nodeScope{"n1", g.segments}
 	g.capacity = newCapacityController(g)
 	if claim != nil {
 		if _, err := client.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
