@@ -12,6 +12,8 @@ import (
 
 	_ "github.com/vmware/govmomi/cli/disk"
 	_ "github.com/vmware/govmomi/cli/volume"
+	"github.com/vmware/govmomi/cns"
+	cnstypes "github.com/vmware/govmomi/cns/types"
 	"github.com/vmware/govmomi/pbm"
 	pbmtypes "github.com/vmware/govmomi/pbm/types"
 	"github.com/vmware/govmomi/vim25/types"
@@ -124,7 +126,7 @@ func (v *volumesTest) govc(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// A disk is what govc volume.ls says of one.
+// volumeListed is what govc volume.ls says of one.
 type volumeListed struct {
 	VolumeID struct {
 		ID string `json:"id"`
@@ -150,18 +152,46 @@ type volumeListed struct {
 	} `json:"backingObjectDetails"`
 }
 
-// listed are all volumes of vCenter, by name.
+// listed are all volumes of vCenter, by name: an administrator's own question, by
+// a method that Atoll does not use, so that no fault of a test is about it.
 func (v *volumesTest) listed(t *testing.T) map[string][]volumeListed {
 	t.Helper()
+	c, err := cns.NewClient(t.Context(), v.vim.Client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := c.QueryAllVolume(t.Context(), cnstypes.CnsQueryFilter{}, cnstypes.CnsQuerySelection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(res.Volumes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return byName(t, text)
+}
+
+// listedByGovc is what govc volume.ls has.
+func (v *volumesTest) listedByGovc(t *testing.T) map[string][]volumeListed {
+	t.Helper()
 	var out struct {
-		Volume []volumeListed `json:"volume"`
+		Volume json.RawMessage `json:"volume"`
 	}
 	text := v.govc(t, "volume.ls", "-json")
 	if err := json.Unmarshal([]byte(text), &out); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
+	return byName(t, out.Volume)
+}
+
+func byName(t *testing.T, text []byte) map[string][]volumeListed {
+	t.Helper()
+	var volumes []volumeListed
+	if err := json.Unmarshal(text, &volumes); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
 	all := map[string][]volumeListed{}
-	for _, l := range out.Volume {
+	for _, l := range volumes {
 		all[l.Name] = append(all[l.Name], l)
 	}
 	return all
@@ -201,7 +231,7 @@ func (v *volumesTest) binds(t *testing.T) {
 	if err := v.admin.Get(t.Context(), client.ObjectKey{Name: "gold-fast"}, policy); err != nil {
 		t.Fatal(err)
 	}
-	one := v.listed(t)[pv.Name]
+	one := v.listedByGovc(t)[pv.Name]
 	if len(one) != 1 || one[0].VolumeID.ID != pv.Spec.CSI.VolumeHandle || one[0].StoragePolicyID != policy.Spec.ID ||
 		one[0].BackingObjectDetails.CapacityInMb != 64 || one[0].Metadata.ContainerCluster.ClusterID == "" {
 		t.Errorf("volume.ls has %+v", one)
@@ -212,6 +242,9 @@ func (v *volumesTest) binds(t *testing.T) {
 	v.shown(t, pv.Name, "PERSISTENT_VOLUME_CLAIM", "data/db [app=db]")
 	edit(t, v.namespacesTest, v.claim(t, "db"), func(c *corev1.PersistentVolumeClaim) { c.Labels["tier"] = "one" })
 	v.shown(t, pv.Name, "PERSISTENT_VOLUME_CLAIM", "data/db [app=db tier=one]")
+	if l := v.listedByGovc(t)[pv.Name]; len(l) != 1 || l[0].shows("PERSISTENT_VOLUME_CLAIM") != "data/db [app=db tier=one]" {
+		t.Errorf("volume.ls has %+v", l)
+	}
 	v.complies(t, "db", "Compliant")
 
 	// Kubernetes' own quota counts.
@@ -374,7 +407,7 @@ func (v *volumesTest) deleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.empty(t)
-	if disks := v.govc(t, "disk.ls"); disks != "" {
+	if disks := v.govc(t, "disk.ls") + v.govc(t, "volume.ls"); disks != "" {
 		t.Errorf("disk.ls still has\n%s", disks)
 	}
 }
