@@ -123,8 +123,7 @@ func (c *Controller) Run(ctx context.Context) error {
 type base struct {
 	*Controller
 	client  kubernetes.Interface
-	live    client.Reader
-	objects cache.Cache // Supervisors and StoragePolicies
+	objects client.Reader // Supervisors and StoragePolicies, from a cache
 	events  record.EventRecorder
 	cluster string
 	// changed has the Supervisor looked at.
@@ -171,17 +170,16 @@ func (c *Controller) open(ctx context.Context) (*base, error) {
 	if b.client, err = kubernetes.NewForConfig(c.options.Config); err != nil {
 		return nil, err
 	}
-	if b.live, err = client.New(c.options.Config, client.Options{Scheme: scheme}); err != nil {
+	objects, err := cache.New(c.options.Config, cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields()})
+	if err != nil {
 		return nil, err
 	}
-	if b.objects, err = cache.New(c.options.Config, cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields()}); err != nil {
-		return nil, err
-	}
+	b.objects = objects
 	for kind, tell := range map[client.Object]func(){
 		&v1alpha1.Supervisor{}:    func() { poke(b.changed) },
 		&v1alpha1.StoragePolicy{}: b.policies.tell,
 	} {
-		informer, err := b.objects.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		informer, err := objects.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
 		if err != nil {
 			return nil, err
 		}
@@ -191,8 +189,8 @@ func (c *Controller) open(ctx context.Context) (*base, error) {
 			return nil, err
 		}
 	}
-	go func() { _ = b.objects.Start(ctx) }() // it fails once ctx is done
-	if !b.objects.WaitForCacheSync(ctx) {
+	go func() { _ = objects.Start(ctx) }() // it fails once ctx is done
+	if !objects.WaitForCacheSync(ctx) {
 		return nil, fmt.Errorf("Supervisors and StoragePolicies: %w", errdefs.ErrUnavailable) //nolint:staticcheck // kinds' names
 	}
 	system, err := b.client.CoreV1().Namespaces().Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
