@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -110,7 +111,11 @@ func (c *Controller) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.log.Warn("volumes of vCenter are not served; trying again", "err", err, "again in", restartAfter)
+		level := slog.LevelWarn
+		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) { // the CRDs are on their way
+			level = slog.LevelInfo
+		}
+		c.log.Log(ctx, level, "volumes of vCenter are not served; trying again", "err", err, "again in", restartAfter)
 		select {
 		case <-ctx.Done():
 			return nil
