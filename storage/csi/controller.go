@@ -58,6 +58,12 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	return resp, nil
 }
 
+// A policyFinder is a storage.Disks that finds policies by their IDs itself, also
+// those that Policies does not show yet.
+type policyFinder interface {
+	PolicyByID(ctx context.Context, id string) (storage.Policy, error)
+}
+
 // policyOf finds the policy that a class's parameters name.
 func (d *Driver) policyOf(ctx context.Context, parameters map[string]string) (string, error) {
 	for _, k := range slices.Sorted(maps.Keys(parameters)) {
@@ -75,6 +81,10 @@ func (d *Driver) policyOf(ctx context.Context, parameters map[string]string) (st
 		return d.config.DefaultPolicy, nil
 	case id == "":
 		return "", invalid("the class names no policy: set parameter %s", ParameterPolicy)
+	}
+	if finder, ok := d.disks.(policyFinder); ok {
+		p, err := finder.PolicyByID(ctx, id)
+		return p.Name, err
 	}
 	policies, err := d.disks.Policies(ctx)
 	if err != nil {

@@ -19,18 +19,23 @@ const (
 	// TopologyHost has the node's name: a datastore of one host is reached there
 	// alone.
 	TopologyHost = "topology.atoll.dev/host"
+	// TopologyVCenter has the instance UUID of the vCenter of which the node is a
+	// host. KVM nodes have none, whatever their names are.
+	TopologyVCenter = "topology.atoll.dev/vcenter"
 	// TopologyZone is Kubernetes' own.
 	TopologyZone = "topology.kubernetes.io/zone"
 	// topologyDatastore and a shared datastore's ID are the key that nodes have
 	// on which it can be reached, with the value reachable.
 	topologyDatastore = "datastore.topology.atoll.dev/"
-	reachable         = "true"
+	// Reachable is the value of such a key.
+	Reachable = "true"
 )
 
 var labelName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
-// datastoreKey is the key of a datastore, whose ID may be no label's name.
-func datastoreKey(id string) string {
+// DatastoreKey is the key of a datastore, whose ID may be no label's name. Nodes
+// that reach it have it as a label with the value Reachable.
+func DatastoreKey(id string) string {
 	if labelName.MatchString(id) {
 		return topologyDatastore + id
 	}
@@ -45,7 +50,7 @@ func topologyOf(t storage.Topology) []*csi.Topology {
 	case t.Host != "":
 		segments[TopologyHost] = t.Host
 	case t.Datastore != "":
-		segments[datastoreKey(t.Datastore)] = reachable
+		segments[DatastoreKey(t.Datastore)] = Reachable
 	}
 	if t.Zone != "" {
 		segments[TopologyZone] = t.Zone
@@ -70,7 +75,7 @@ func (d *Driver) nodeTopology(ctx context.Context) (*csi.Topology, error) {
 	for _, p := range policies {
 		for _, t := range p.Topology {
 			if t.Host == "" && t.Datastore != "" {
-				segments[datastoreKey(t.Datastore)] = reachable
+				segments[DatastoreKey(t.Datastore)] = Reachable
 			}
 		}
 	}
@@ -127,7 +132,7 @@ func (d *Driver) datastoreIDs(ctx context.Context) (map[string]string, error) {
 	ids := map[string]string{}
 	for _, p := range policies {
 		for _, id := range p.Datastores {
-			ids[datastoreKey(id)] = id
+			ids[DatastoreKey(id)] = id
 		}
 	}
 	return ids, nil

@@ -213,6 +213,12 @@ func (d *Disks) Attach(ctx context.Context, id string, h storage.Holder, o stora
 	if err != nil {
 		return none, err
 	}
+	if v.unused { // from now on it may hold data, whatever becomes of this call
+		v.unused = false
+		if err := d.update(ctx, v, d.metadata(v).EntityMetadata); err != nil {
+			return none, err
+		}
+	}
 	if has == nil {
 		if has, err = d.plug(ctx, v, h, uuid, o.ReadOnly); err != nil {
 			return none, err

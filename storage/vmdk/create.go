@@ -125,7 +125,7 @@ func (d *Disks) begin(ctx context.Context, c storage.Claim, p policy) (*volume, 
 	if err != nil {
 		return nil, err
 	}
-	v := &volume{name: c.Name, policy: p.Name, policyID: p.id, mib: inMiB(c.Bytes), source: c.Source, labels: c.Labels, created: now()}
+	v := &volume{name: c.Name, policy: p.Name, policyID: p.id, mib: inMiB(c.Bytes), source: c.Source, labels: c.Labels, created: now(), unused: c.Source == nil}
 	v.whole = max(v.mib, from.mib)
 	at, err := d.place(ctx, p, c.At, v.whole, from.url)
 	if err != nil {

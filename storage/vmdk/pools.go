@@ -245,36 +245,3 @@ func (d *Disks) roomAt(ctx context.Context, id string, more, size int64) error {
 	}
 	return nil
 }
-
-// Compliance asks PBM whether a volume is kept as its policy says.
-func (d *Disks) Compliance(ctx context.Context, id string) (storage.Compliance, error) {
-	v, err := d.byID(ctx, id)
-	if err == nil && !v.isWhole() {
-		err = fmt.Errorf("volume %s is deleted, or not made yet: %w", id, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return storage.Compliance{}, err
-	}
-	if _, err := d.readPolicies(ctx, false); err != nil { // and with them PBM's content
-		return storage.Compliance{}, err
-	}
-	entity := pbmtypes.PbmServerObjectRef{ObjectType: string(pbmtypes.PbmObjectTypeVirtualDiskUUID), Key: v.id, ServerUuid: d.session.About().InstanceUuid}
-	req := &pbmtypes.PbmCheckCompliance{This: d.policies.content.ComplianceManager, Entities: []pbmtypes.PbmServerObjectRef{entity}, Profile: &pbmtypes.PbmProfileId{UniqueId: v.policyID}}
-	res, err := pbmmethods.PbmCheckCompliance(ctx, d.services.pbm, req)
-	if err != nil {
-		return storage.Compliance{}, wrap("ask whether volume "+id+" complies with its storage policy", err)
-	}
-	out := storage.Compliance{State: storage.ComplianceUnknown, At: now(), Message: "vCenter does not know whether the volume complies with storage policy " + v.policy}
-	for _, r := range res.Returnval {
-		out.At = r.CheckTime
-		switch pbmtypes.PbmComplianceStatus(r.ComplianceStatus) {
-		case pbmtypes.PbmComplianceStatusCompliant, pbmtypes.PbmComplianceStatusNotApplicable:
-			out.State, out.Message = storage.Compliant, ""
-		case pbmtypes.PbmComplianceStatusNonCompliant:
-			out.State, out.Message = storage.NonCompliant, "the volume's datastore no longer offers what storage policy "+v.policy+" asks for"
-		case pbmtypes.PbmComplianceStatusOutOfDate:
-			out.State, out.Message = storage.NonCompliant, "storage policy "+v.policy+" was changed and not applied to the volume again"
-		}
-	}
-	return out, nil
-}

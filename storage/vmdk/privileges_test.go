@@ -57,8 +57,11 @@ func life(ctx context.Context, d *Disks, h storage.Holder) error {
 	s, snapped := d.Snapshot(ctx, v.ID, "snap-1", nil)
 	_, used := d.Used(ctx, v.ID)
 	_, complies := d.Compliance(ctx, v.ID)
+	_, audited := d.Audit(ctx)
+	labelled := d.Relabel(ctx, v.ID, map[string]string{storage.LabelPVC: "other"})
+	_, looked := d.Orphans(ctx, nil)
 	detached := d.Detach(ctx, v.ID, h)
-	return errors.Join(cloned, attached, snapped, used, complies, detached, d.DeleteSnapshot(ctx, s.ID), d.Delete(ctx, v.ID))
+	return errors.Join(cloned, attached, snapped, used, complies, audited, labelled, looked, detached, d.DeleteSnapshot(ctx, s.ID), d.Delete(ctx, v.ID))
 }
 
 func TestLeastPrivilegeSuffices(t *testing.T) {
@@ -73,7 +76,7 @@ func TestLeastPrivilegeSuffices(t *testing.T) {
 	if err := life(t.Context(), d, v.vm(t, hostA, 1)); err != nil {
 		t.Error(err)
 	}
-	if left, err := d.Orphans(t.Context()); err != nil || len(left) != 0 {
+	if left, err := d.Orphans(t.Context(), nil); err != nil || len(left) != 0 {
 		t.Errorf("Orphans = %v, %v", left, err)
 	}
 }

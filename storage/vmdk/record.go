@@ -21,6 +21,9 @@ const (
 	labelVolume   = labelPrefix + "source-volume"   // Source.VolumeID
 	labelCreated  = labelPrefix + "created"
 	labelDeleted  = labelPrefix + "deleted" // it stays for its snapshots alone
+	// labelUsed is "false" from the volume's making until anything else is
+	// written of it, which precedes every use. Only that says that it is blank.
+	labelUsed = labelPrefix + "used"
 	// On the entity of the pod that has it.
 	labelVM   = labelPrefix + "vm"
 	labelHost = labelPrefix + "host"
@@ -41,6 +44,7 @@ type volume struct {
 	created    time.Time // as who made it said
 	made       time.Time // as vCenter says, where it was asked
 	deleted    bool
+	unused     bool // it was made blank, and has never been a VM's
 	compliance string
 	from       origin          // of one that is being made
 	holder     *storage.Holder // that said so last; the VM's devices decide
@@ -85,14 +89,28 @@ func (d *Disks) metadata(v *volume) cnstypes.CnsVolumeMetadata {
 	if v.deleted {
 		labels[labelDeleted] = "true"
 	}
+	labels[labelUsed] = strconv.FormatBool(!v.unused)
 	pv := pvName(v.name, v.labels)
 	entities := []cnstypes.BaseCnsEntityMetadata{entity(cnstypes.CnsKubernetesEntityTypePV, pv, "", d.options.Cluster, labels)}
 	if claim := v.labels[storage.LabelPVC]; claim != "" {
-		e := entity(cnstypes.CnsKubernetesEntityTypePVC, claim, v.labels[storage.LabelNamespace], d.options.Cluster, nil)
+		e := entity(cnstypes.CnsKubernetesEntityTypePVC, claim, v.labels[storage.LabelNamespace], d.options.Cluster, shownLabels(v.labels))
 		e.ReferredEntity = []cnstypes.CnsKubernetesEntityReference{{EntityType: string(cnstypes.CnsKubernetesEntityTypePV), EntityName: pv, ClusterID: d.options.Cluster}}
 		entities = append(entities, e)
 	}
 	return cnstypes.CnsVolumeMetadata{ContainerCluster: d.cluster(), EntityMetadata: entities, ContainerClusterArray: []cnstypes.CnsContainerCluster{d.cluster()}}
+}
+
+// shownLabels are those of the claim's owner.
+func shownLabels(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range all {
+		switch k {
+		case storage.LabelNamespace, storage.LabelPVC, storage.LabelPV:
+		default:
+			out[k] = v
+		}
+	}
+	return out
 }
 
 func (d *Disks) cluster() cnstypes.CnsContainerCluster {
@@ -154,6 +172,8 @@ func (v *volume) read(labels []types.KeyValue) (marked bool) {
 			v.source = &storage.Source{VolumeID: l.Value}
 		case labelDeleted:
 			v.deleted = true
+		case labelUsed:
+			v.unused = l.Value == "false"
 		default:
 			if !strings.HasPrefix(l.Key, labelPrefix) {
 				v.labels[l.Key] = l.Value

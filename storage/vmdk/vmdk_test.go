@@ -175,7 +175,7 @@ func TestOrphans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all, err := d.Orphans(t.Context()); err != nil || len(all) != 0 {
+	if all, err := d.Orphans(t.Context(), nil); err != nil || len(all) != 0 {
 		t.Fatalf("Orphans = %v, %v", all, err)
 	}
 	// A second one of the name, as a request makes it that vCenter did long
@@ -186,7 +186,7 @@ func TestOrphans(t *testing.T) {
 	}
 	twin := &volume{name: "pvc-1", policy: p.Name, policyID: p.id, mib: 1, whole: 1, created: now()}
 	id := v.raw(t, d, twin)
-	all, err := d.Orphans(t.Context())
+	all, err := d.Orphans(t.Context(), nil)
 	if err != nil || len(all) != 1 || all[0].ID != id || !strings.Contains(all[0].Why, made.ID) {
 		t.Errorf("Orphans = %+v, %v; want %s", all, err, id)
 	}

@@ -228,7 +228,7 @@ func (d *Disks) retire(ctx context.Context, v *volume) error {
 	if v.deleted {
 		return nil
 	}
-	v.deleted = true
+	v.deleted, v.unused = true, false
 	return d.update(ctx, v, d.metadata(v).EntityMetadata)
 }
 

@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(serve())
 	case roleKeeper:
 		os.Exit(keeperMain())
+	case roleVolumes:
+		os.Exit(volumesMain())
 	case roleGovc:
 		os.Exit(govcMain())
 	case roleIsolated:
@@ -94,7 +96,7 @@ func serve() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	keepNamespaces = os.Getenv(noKeeperEnv) == ""
+	keepNamespaces, keepVolumes = os.Getenv(noKeeperEnv) == "", os.Getenv(noVolumesEnv) == ""
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	out := json.NewEncoder(os.Stdout)

@@ -32,6 +32,7 @@ const (
 	podMirror         = "pod-mirror"
 	complianceKeeper  = "compliance"
 	namespaceKeeper   = "namespaces"
+	volumeKeeper      = "volumes"
 	loginIdentity     = "login"
 	vsphereREST       = "vsphere-rest"
 	// tokenReview is a kubeconfig without an identity at the API server: with it
@@ -47,6 +48,7 @@ const (
 	podMirrorUser     = "atoll:pod-mirror"
 	complianceUser    = "atoll:compliance"
 	namespacesUser    = "atoll:namespaces"
+	volumesUser       = "atoll:volumes"
 	loginUser         = "atoll:login"
 	vsphereRESTUser   = "atoll:vsphere-rest"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
@@ -71,6 +73,7 @@ var identities = []identity{
 	{podMirror, podMirrorUser, nil},
 	{complianceKeeper, complianceUser, nil},
 	{namespaceKeeper, namespacesUser, nil},
+	{volumeKeeper, volumesUser, nil},
 	{loginIdentity, loginUser, nil},
 	{vsphereREST, vsphereRESTUser, nil},
 }

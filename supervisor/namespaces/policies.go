@@ -235,10 +235,11 @@ func (r *policyReconciler) classDrift(ctx context.Context, o *v1alpha1.StoragePo
 	return nil
 }
 
-// storageClass waits for a volume's first pod, so that the volume is made where
-// its pod can run.
+// storageClass binds claims at once, as those of VMware's Supervisor do: a disk in
+// vCenter is where its datastore is, whichever host runs its pod, and a claim
+// waits for no node.
 func storageClass(o *v1alpha1.StoragePolicy) *storagev1.StorageClass {
-	mode, expand, reclaim := storagev1.VolumeBindingWaitForFirstConsumer, true, corev1.PersistentVolumeReclaimDelete
+	mode, expand, reclaim := storagev1.VolumeBindingImmediate, true, corev1.PersistentVolumeReclaimDelete
 	return &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: o.Name, Labels: map[string]string{v1alpha1.LabelPolicyID: o.Spec.ID}},
 		Provisioner: provisioner, Parameters: map[string]string{policyParameter: o.Spec.ID},

@@ -52,6 +52,9 @@ func newCapacityController(g *group) *capacityController {
 
 // changed has the driver asked soon.
 func (c *capacityController) changed() {
+	if c == nil {
+		return
+	}
 	select {
 	case c.wake <- struct{}{}:
 	default:

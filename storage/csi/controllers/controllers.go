@@ -1,7 +1,8 @@
 // Package controllers does for a CSI driver what its sidecars do elsewhere, in
 // the process that serves it: it provisions and deletes volumes (on upstream's
 // sig-storage-lib-external-provisioner), expands them, publishes how much room
-// there is, and says which volumes are not kept as their policies say.
+// there is, and says which volumes are not kept as their policies say. A Scope
+// says which volumes are an instance's: a node's, or vSphere's in the supervisor.
 //
 // Each node's instance cares for the datastores that the node reaches: for
 // claims whose node the scheduler has selected, and for volumes that can be
@@ -14,7 +15,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -40,17 +40,27 @@ import (
 type Config struct {
 	// Client reaches the API server. Required.
 	Client *rest.Config
-	// Socket is the driver's. Required.
+	// Socket is the driver's. Required with NodeName.
 	Socket string
-	// NodeName is the node for whose datastores the controllers care. Required.
+	// NodeName is the node for whose datastores the controllers care; or there
+	// are Scope and Controller.
 	NodeName string
-	// Namespace has the CSIStorageCapacity objects. Required.
+	// Namespace has the CSIStorageCapacity objects. Required with NodeName.
 	Namespace string
 	// Auditor judges the node's volumes; nil: nobody does.
 	Auditor storage.Auditor
 	// Changed has them judged soon, where somebody else has seen that there is
 	// something new; nil: nobody tells.
 	Changed <-chan struct{}
+	// Scope is what the controllers care for, where that is no node's.
+	Scope Scope
+	// Controller is the driver that has it.
+	Controller csi.ControllerClient
+	// Component is the source of events and the logger's; default the driver's
+	// name, and csi-controllers.
+	Component string
+	// Factory has the claims, volumes and classes; default one of Client.
+	Factory informers.SharedInformerFactory
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
@@ -75,29 +85,39 @@ type group struct {
 	controller csi.ControllerClient
 	factory    informers.SharedInformerFactory
 	events     record.EventRecorder
+	scope      Scope
 	// segments are the topology of the node.
 	segments map[string]string
-	capacity *capacityController
+	capacity *capacityController // nil where no node is
 }
 
 // Run runs the controllers until ctx ends.
 func Run(ctx context.Context, c Config) error {
-	if c.Client == nil || c.Socket == "" || c.NodeName == "" || c.Namespace == "" {
-		return fmt.Errorf("CSI controllers: Client, Socket, NodeName and Namespace are required: %w", errdefs.ErrInvalidArgument)
+	ofNode, ofScope := c.Socket != "" && c.NodeName != "" && c.Namespace != "", c.Scope != nil && c.Controller != nil
+	if c.Client == nil || ofNode == ofScope {
+		return fmt.Errorf("CSI controllers: Client is required, and either Socket, NodeName and Namespace or Scope and Controller: %w", errdefs.ErrInvalidArgument)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	c.Logger = c.Logger.With("component", "csi-controllers")
-	g := &group{Config: c, Driver: atollcsi.Name}
+	component := "csi-controllers"
+	if c.Component != "" {
+		component = c.Component
+	} else {
+		c.Component = atollcsi.Name
+	}
+	c.Logger = c.Logger.With("component", component)
+	g := &group{Config: c, Driver: atollcsi.Name, scope: c.Scope, controller: c.Controller}
 	stop, err := g.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	resizer := newResizer(g)
-	g.capacity = newCapacityController(g)
-	auditor := newAuditController(g)
+	var auditor *auditController
+	if ofNode {
+		g.capacity, auditor = newCapacityController(g), newAuditController(g)
+	}
 	provisioner := newProvisionController(ctx, g)
 
 	g.factory.Start(ctx.Done())
@@ -107,15 +127,17 @@ func Run(ctx context.Context, c Config) error {
 			return fmt.Errorf("%v: %w", kind, context.Cause(ctx))
 		}
 	}
-	go g.capacity.run(ctx)
+	if ofNode {
+		go g.capacity.run(ctx)
+		go auditor.run(ctx)
+	}
 	go resizer.run(ctx)
-	go auditor.run(ctx)
 	provisioner.Run(ctx)
 	return nil
 }
 
-// open connects to the driver and asks where the node is.
-func (g *group) open(ctx context.Context) (stop func(), err error) {
+// connect connects to the driver and asks where the node is.
+func (g *group) connect(ctx context.Context) (stop func(), err error) {
 	// Upstream's connection would end the process with the driver.
 	conn, err := grpc.NewClient("unix://"+g.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -126,9 +148,22 @@ func (g *group) open(ctx context.Context) (stop func(), err error) {
 	defer cancel()
 	info, err := csi.NewNodeClient(conn).NodeGetInfo(infoCtx, &csi.NodeGetInfoRequest{}, grpc.WaitForReady(true))
 	if err != nil {
+		_ = conn.Close()
 		return nil, fmt.Errorf("CSI driver at %s: %w", g.Socket, err)
 	}
 	g.segments = info.GetAccessibleTopology().GetSegments()
+	g.scope = nodeScope{g.NodeName, g.segments}
+	return func() { _ = conn.Close() }, nil
+}
+
+// open makes what the controllers share.
+func (g *group) open(ctx context.Context) (stop func(), err error) {
+	disconnect := func() {}
+	if g.controller == nil {
+		if disconnect, err = g.connect(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if g.client, err = kubernetes.NewForConfig(g.Client); err != nil {
 		return nil, err
 	}
@@ -137,14 +172,21 @@ func (g *group) open(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	g.snapshots = snapshots.SnapshotV1()
-	g.factory = informers.NewSharedInformerFactoryWithOptions(g.client, resyncPeriod, informers.WithTransform(withoutManagedFields))
+	if g.factory = g.Factory; g.factory == nil {
+		g.factory = NewFactory(g.client)
+	}
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: g.client.CoreV1().Events("")})
-	g.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: g.Driver, Host: g.NodeName})
+	g.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: g.Component, Host: g.NodeName})
 	return func() {
 		broadcaster.Shutdown()
-		_ = conn.Close()
+		disconnect()
 	}, nil
+}
+
+// NewFactory makes the informers that the controllers share with their owner.
+func NewFactory(client kubernetes.Interface) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(withoutManagedFields))
 }
 
 // withoutManagedFields keeps out of memory what nobody here reads.
@@ -155,32 +197,7 @@ func withoutManagedFields(o any) (any, error) {
 	return o, nil
 }
 
-// mine tells whether this node reaches a volume.
+// mine tells whether a volume is deleted and expanded here.
 func (g *group) mine(pv *corev1.PersistentVolume) bool {
-	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != g.Driver {
-		return false
-	}
-	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
-		return true
-	}
-	for _, term := range pv.Spec.NodeAffinity.Required.NodeSelectorTerms {
-		if g.meets(term) {
-			return true
-		}
-	}
-	return false
-}
-
-// meets tells whether this node meets a term that topologies were turned into.
-func (g *group) meets(term corev1.NodeSelectorTerm) bool {
-	if len(term.MatchExpressions) == 0 || len(term.MatchFields) > 0 {
-		return false
-	}
-	for _, e := range term.MatchExpressions {
-		have, ok := g.segments[e.Key]
-		if !ok || e.Operator != corev1.NodeSelectorOpIn || !slices.Contains(e.Values, have) {
-			return false
-		}
-	}
-	return true
+	return pv.Spec.CSI != nil && pv.Spec.CSI.Driver == g.Driver && g.scope.Volume(pv)
 }

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 
@@ -57,6 +58,7 @@ func newGroup(t *testing.T, d *driver, claim *corev1.PersistentVolumeClaim, pv *
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-uid"}})
 	g := &group{Config: Config{NodeName: "n1", Namespace: "kube-system", Logger: slog.New(slog.DiscardHandler)}, Driver: atollcsi.Name, client: client, controller: d,
 		factory: informers.NewSharedInformerFactory(client, 0), events: record.NewFakeRecorder(10), segments: map[string]string{atollcsi.TopologyHost: "n1"}}
+	g.scope = nodeScope{"n1", g.segments}
 	g.capacity = newCapacityController(g)
 	if claim != nil {
 		if _, err := client.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
@@ -97,6 +99,38 @@ func pvOf(has, host string) *corev1.PersistentVolume {
 		NodeAffinity:           affinity([]*csi.Topology{{Segments: map[string]string{atollcsi.TopologyHost: host}}}),
 		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: atollcsi.Name, VolumeHandle: "id"}},
 	}}
+}
+
+// TestNodesLeaveVCenterAlone: neither claims nor volumes of its policies are a
+// node's, whatever says that they are in reach.
+func TestNodesLeaveVCenterAlone(t *testing.T) {
+	d := &driver{}
+	pv := pvOf("64Mi", "n1")
+	pv.Spec.CSI.VolumeAttributes = map[string]string{VCenterAttribute: "uuid"}
+	p := &provisioner{newGroup(t, d, nil, pv)}
+	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "gold"}, Parameters: map[string]string{"storagePolicyID": "id"}}
+	claim := claimOf("64Mi", "")
+	claim.Spec.StorageClassName = &class.Name
+	if !p.ShouldProvision(t.Context(), claim) {
+		t.Error("a class that the cache has not seen is not waited for")
+	}
+	if _, _, err := p.Provision(t.Context(), controller.ProvisionOptions{PVC: claim, PVName: "pvc-1", StorageClass: class}); !ignored(err) || d.created != nil {
+		t.Errorf("Provision = %v, %v", err, d.created)
+	}
+	if err := p.factory.Storage().V1().StorageClasses().Informer().GetStore().Add(class); err != nil {
+		t.Fatal(err)
+	}
+	if p.ShouldProvision(t.Context(), claim) || p.ShouldDelete(t.Context(), pv) {
+		t.Error("a node takes what is vCenter's")
+	}
+	if err := p.Delete(t.Context(), pv); !ignored(err) || d.deleted != "" {
+		t.Errorf("Delete = %v, %q", err, d.deleted)
+	}
+}
+
+func ignored(err error) bool {
+	var i *controller.IgnoredError
+	return errors.As(err, &i)
 }
 
 func TestProvision(t *testing.T) {

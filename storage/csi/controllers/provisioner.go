@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,12 +60,25 @@ func newProvisionController(ctx context.Context, g *group) *controller.Provision
 // SupportsBlock implements controller.BlockProvisioner.
 func (p *provisioner) SupportsBlock(context.Context) bool { return true }
 
-// ShouldProvision: a claim is of the node that the scheduler has selected.
+// ShouldProvision: a claim of this scope. What the cache has not seen of its
+// class yet, the library waits for.
 func (p *provisioner) ShouldProvision(_ context.Context, claim *corev1.PersistentVolumeClaim) bool {
-	return claim.Annotations[annSelectedNode] == p.NodeName
+	return p.scope.Claim(claim, p.classOf(claim))
 }
 
-// ShouldDelete: a volume is deleted where it can be reached.
+// classOf is a claim's StorageClass; nil: none is known.
+func (p *provisioner) classOf(claim *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
+	if claim.Spec.StorageClassName == nil {
+		return nil
+	}
+	class, err := p.factory.Storage().V1().StorageClasses().Lister().Get(*claim.Spec.StorageClassName)
+	if err != nil {
+		return nil
+	}
+	return class
+}
+
+// ShouldDelete: a volume of this scope.
 func (p *provisioner) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) bool {
 	return p.mine(pv)
 }
@@ -82,7 +96,11 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 		return nil, stateAfter(err), told(err)
 	}
 	p.capacity.changed()
-	return volumeOf(p.Driver, o, req, resp.GetVolume()), controller.ProvisioningFinished, nil
+	pv := volumeOf(p.Driver, o, req, resp.GetVolume())
+	if err := p.scope.Made(ctx, pv, o.PVC, o.StorageClass); err != nil {
+		return nil, controller.ProvisioningInBackground, err
+	}
+	return pv, controller.ProvisioningFinished, nil
 }
 
 // stateAfter says whether a volume may be in the making all the same.
@@ -109,14 +127,17 @@ func (p *provisioner) request(ctx context.Context, o controller.ProvisionOptions
 	}
 	size := o.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
 	limit := o.PVC.Spec.Resources.Limits[corev1.ResourceStorage]
-	topology := &csi.Topology{Segments: p.segments}
+	where, err := p.scope.Where(ctx, o.PVC, o.StorageClass)
+	if err != nil {
+		return nil, err
+	}
 	req := &csi.CreateVolumeRequest{
 		Name:          o.PVName,
 		CapacityRange: &csi.CapacityRange{RequiredBytes: size.Value(), LimitBytes: limit.Value()},
 		Parameters: map[string]string{
 			parameterPrefix + "pvc/name": o.PVC.Name, parameterPrefix + "pvc/namespace": o.PVC.Namespace, parameterPrefix + "pv/name": o.PVName,
 		},
-		AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{topology}, Preferred: []*csi.Topology{topology}},
+		AccessibilityRequirements: where,
 	}
 	fsType := defaultFSType
 	for k, v := range o.StorageClass.Parameters {
@@ -135,7 +156,6 @@ func (p *provisioner) request(ctx context.Context, o controller.ProvisionOptions
 		}
 		req.VolumeCapabilities = append(req.VolumeCapabilities, c)
 	}
-	var err error
 	req.VolumeContentSource, err = p.source(ctx, o)
 	return req, err
 }
@@ -193,6 +213,8 @@ func (p *provisioner) cloned(o controller.ProvisionOptions, name string) (*csi.V
 		return nil, fmt.Errorf("spec.dataSource: %w", err)
 	case pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != claim.UID:
 		return nil, fmt.Errorf("spec.dataSource: volume %s is not claim %s's", pv.Name, name)
+	case !p.mine(pv) && p.NodeName == "":
+		return nil, fmt.Errorf("spec.dataSource: volume %s of claim %s is a node's, not vSphere's: name its StorageClass", pv.Name, name)
 	case !p.mine(pv):
 		return nil, fmt.Errorf("spec.dataSource: volume %s of claim %s cannot be reached from node %s: let the pod run where the source is", pv.Name, name, p.NodeName)
 	case isBlock(claim) != isBlock(o.PVC):
@@ -253,7 +275,10 @@ func affinity(topologies []*csi.Topology) *corev1.VolumeNodeAffinity {
 // Delete erases the volume of a PersistentVolume.
 func (p *provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	if !p.mine(pv) {
-		return &controller.IgnoredError{Reason: "the volume cannot be reached from node " + p.NodeName}
+		return &controller.IgnoredError{Reason: "the volume is another's"}
+	}
+	if err := p.scope.Reach(ctx, pv); err != nil {
+		return err
 	}
 	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

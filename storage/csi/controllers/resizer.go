@@ -118,6 +118,9 @@ func (r *resizer) expand(ctx context.Context, claim *corev1.PersistentVolumeClai
 			return err
 		}
 	}
+	if err := r.scope.Reach(ctx, pv); err != nil {
+		return r.failed(ctx, claim, pv, asked, err)
+	}
 	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, err := r.controller.ControllerExpandVolume(callCtx, &csi.ControllerExpandVolumeRequest{
