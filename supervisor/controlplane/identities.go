@@ -31,6 +31,7 @@ const (
 	csrApprover       = "csr-approver"
 	podMirror         = "pod-mirror"
 	namespaceKeeper   = "namespaces"
+	snapshotKeeper    = "snapshots"
 	loginIdentity     = "login"
 	vsphereREST       = "vsphere-rest"
 	// tokenReview is a kubeconfig without an identity at the API server: with it
@@ -45,6 +46,7 @@ const (
 	csrApproverUser   = "atoll:csr-approver"
 	podMirrorUser     = "atoll:pod-mirror"
 	namespacesUser    = "atoll:namespaces"
+	snapshotsUser     = "atoll:snapshots"
 	loginUser         = "atoll:login"
 	vsphereRESTUser   = "atoll:vsphere-rest"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
@@ -68,6 +70,7 @@ var identities = []identity{
 	{csrApprover, csrApproverUser, nil},
 	{podMirror, podMirrorUser, nil},
 	{namespaceKeeper, namespacesUser, nil},
+	{snapshotKeeper, snapshotsUser, nil},
 	{loginIdentity, loginUser, nil},
 	{vsphereREST, vsphereRESTUser, nil},
 }

@@ -327,6 +327,9 @@ func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startNamespaces(); err != nil {
 		return err
 	}
+	if err := s.startSnapshots(); err != nil {
+		return err
+	}
 	if err := s.startVSphereFront(); err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 // Package controllers does for a CSI driver what its sidecars do elsewhere, in
 // the process that serves it: it provisions and deletes volumes (on upstream's
-// sig-storage-lib-external-provisioner), expands them, and publishes how much
-// room there is.
+// sig-storage-lib-external-provisioner), takes and deletes snapshots (by upstream's
+// sidecar controller), expands volumes, and publishes how much room there is.
 //
 // Each node's instance cares for the datastores that the node reaches: for
 // claims whose node the scheduler has selected, and for volumes that can be
@@ -63,12 +63,14 @@ const (
 type group struct {
 	Config
 	// Driver is the driver's name.
-	Driver     string
-	client     kubernetes.Interface
-	snapshots  snapshotv1.SnapshotV1Interface
-	controller csi.ControllerClient
-	factory    informers.SharedInformerFactory
-	events     record.EventRecorder
+	Driver    string
+	client    kubernetes.Interface
+	snapshots snapshotv1.SnapshotV1Interface
+	// snapshotClient is what snapshots is of.
+	snapshotClient snapshotclient.Interface
+	controller     csi.ControllerClient
+	factory        informers.SharedInformerFactory
+	events         record.EventRecorder
 	// segments are the topology of the node.
 	segments map[string]string
 	capacity *capacityController
@@ -82,6 +84,9 @@ func Run(ctx context.Context, c Config) error {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	if errScheme != nil {
+		return fmt.Errorf("CSI controllers: %w", errScheme)
+	}
 	c.Logger = c.Logger.With("component", "csi-controllers")
 	g := &group{Config: c, Driver: atollcsi.Name}
 	stop, err := g.open(ctx)
@@ -92,6 +97,7 @@ func Run(ctx context.Context, c Config) error {
 	resizer := newResizer(g)
 	g.capacity = newCapacityController(g)
 	provisioner := newProvisionController(ctx, g)
+	snapshotting := newSnapshotting(g, g.snapshotClient)
 
 	g.factory.Start(ctx.Done())
 	defer g.factory.Shutdown()
@@ -102,6 +108,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	go g.capacity.run(ctx)
 	go resizer.run(ctx)
+	go snapshotting.run(ctx)
 	provisioner.Run(ctx)
 	return nil
 }
@@ -124,11 +131,10 @@ func (g *group) open(ctx context.Context) (stop func(), err error) {
 	if g.client, err = kubernetes.NewForConfig(g.Client); err != nil {
 		return nil, err
 	}
-	snapshots, err := snapshotclient.NewForConfig(g.Client)
-	if err != nil {
+	if g.snapshotClient, err = snapshotclient.NewForConfig(g.Client); err != nil {
 		return nil, err
 	}
-	g.snapshots = snapshots.SnapshotV1()
+	g.snapshots = g.snapshotClient.SnapshotV1()
 	g.factory = informers.NewSharedInformerFactoryWithOptions(g.client, resyncPeriod, informers.WithTransform(withoutManagedFields))
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: g.client.CoreV1().Events("")})
