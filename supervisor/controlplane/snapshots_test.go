@@ -46,6 +46,7 @@ func TestSnapshots(t *testing.T) {
 	k.claim(t, "data", func(c *corev1.PersistentVolumeClaim) { c.Annotations = map[string]string{selectedNode: "n1"} })
 	k.bound(t, "data", "n1")
 	t.Run("restored where the snapshot is", k.restored)
+	t.Run("scheduled where the snapshot is", k.scheduled)
 	t.Run("in use", k.inUse)
 	t.Run("bad input", k.badInput)
 	t.Run("kept and brought back", k.preProvisioned)
@@ -91,10 +92,7 @@ func (noGuest) ExpandVolume(context.Context, string, string, int64) error {
 // node runs a node's driver and its controllers.
 func (k *snapshotTest) node(t *testing.T, name string) {
 	t.Helper()
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{csi.TopologyHost: name}}}
-	if _, err := k.admin.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	(&policyTest{admin: k.admin}).node(t, name, map[string]string{csi.TopologyHost: name})
 	dir, err := os.MkdirTemp("", "atoll-snap") // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
@@ -303,6 +301,39 @@ func (k *snapshotTest) restored(t *testing.T) {
 	if n := k.files(t, *content.Status.SnapshotHandle); n != 0 {
 		t.Errorf("%d files of the snapshot are left", n)
 	}
+}
+
+// scheduled: pods go where the claims are that begin as something, although the
+// scheduler may have had other plans for them. It would be right by chance in one
+// case of 64.
+func (k *snapshotTest) scheduled(t *testing.T) {
+	k.take(t, "early", "data", "")
+	for i := range 6 {
+		name, source := fmt.Sprint("pod", i), from("VolumeSnapshot", "early") // which need not be ready yet
+		if i%2 == 1 {
+			source = from("PersistentVolumeClaim", "data")
+		}
+		pod := plainPod("", "")
+		pod.Name, pod.GenerateName = name, ""
+		pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}}}
+		k.claim(t, name, source)
+		if _, err := k.admin.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 6 {
+		name := fmt.Sprint("pod", i)
+		k.bound(t, name, "n1")
+		eventually(t, name+" scheduled", func() error {
+			pod, err := k.admin.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+			if err == nil && pod.Spec.NodeName != "n1" {
+				err = fmt.Errorf("on %q, want n1: %+v", pod.Spec.NodeName, pod.Status.Conditions)
+			}
+			return err
+		})
+	}
+	k.drop(t, "early")
+	k.gone(t, "early")
 }
 
 // inUse: where blocks cannot be shared, a snapshot waits for the volume.
