@@ -113,8 +113,4 @@ const (
 	// vCenter by its id, as vSphere's own CSI driver has it.
 	PolicyParameter   = "policy"
 	PolicyIDParameter = "storagePolicyID"
-	// AnnotationPolicyCompliance of a PersistentVolumeClaim says whether its
-	// volume is kept as its policy says: Compliant, NonCompliant or Unknown.
-	// Nothing was asked yet where it is missing.
-	AnnotationPolicyCompliance = "atoll.dev/policy-compliance"
 )

@@ -33,6 +33,7 @@ const (
 	complianceKeeper  = "compliance"
 	namespaceKeeper   = "namespaces"
 	volumeKeeper      = "volumes"
+	snapshotKeeper    = "snapshots"
 	loginIdentity     = "login"
 	vsphereREST       = "vsphere-rest"
 	// tokenReview is a kubeconfig without an identity at the API server: with it
@@ -49,6 +50,7 @@ const (
 	complianceUser    = "atoll:compliance"
 	namespacesUser    = "atoll:namespaces"
 	volumesUser       = "atoll:volumes"
+	snapshotsUser     = "atoll:snapshots"
 	loginUser         = "atoll:login"
 	vsphereRESTUser   = "atoll:vsphere-rest"
 	kubeletClientUser = "kube-apiserver-kubelet-client"
@@ -74,6 +76,7 @@ var identities = []identity{
 	{complianceKeeper, complianceUser, nil},
 	{namespaceKeeper, namespacesUser, nil},
 	{volumeKeeper, volumesUser, nil},
+	{snapshotKeeper, snapshotsUser, nil},
 	{loginIdentity, loginUser, nil},
 	{vsphereREST, vsphereRESTUser, nil},
 }

@@ -285,6 +285,13 @@ func (p *policyTest) storageClasses(t *testing.T) {
 		}}
 	}
 	gold, bronze, static := "gold", "bronze", ""
+	// The API server takes up policies one by one.
+	eventually(t, "a class refused", func() error {
+		if _, err := p.admin.CoreV1().PersistentVolumeClaims(given).Create(t.Context(), claim(&bronze), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil {
+			return errors.New("allowed")
+		}
+		return nil
+	})
 	for name, tc := range map[string]struct {
 		namespace string
 		class     *string

@@ -336,6 +336,9 @@ func (s *supervisor) startAddons(ctx context.Context) error {
 	if err := s.startVolumes(); err != nil {
 		return err
 	}
+	if err := s.startSnapshots(); err != nil {
+		return err
+	}
 	if err := s.startVSphereFront(); err != nil {
 		return err
 	}

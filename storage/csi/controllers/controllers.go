@@ -1,8 +1,9 @@
 // Package controllers does for a CSI driver what its sidecars do elsewhere, in
 // the process that serves it: it provisions and deletes volumes (on upstream's
-// sig-storage-lib-external-provisioner), expands them, publishes how much room
-// there is, and says which volumes are not kept as their policies say. A Scope
-// says which volumes are an instance's: a node's, or vSphere's in the supervisor.
+// sig-storage-lib-external-provisioner), takes and deletes snapshots (by upstream's
+// sidecar controller), expands volumes, publishes how much room there is, and says
+// which volumes are not kept as their policies say. A Scope says which volumes are
+// an instance's: a node's, or vSphere's in the supervisor.
 //
 // Each node's instance cares for the datastores that the node reaches: for
 // claims whose node the scheduler has selected, and for volumes that can be
@@ -79,13 +80,15 @@ const (
 type group struct {
 	Config
 	// Driver is the driver's name.
-	Driver     string
-	client     kubernetes.Interface
-	snapshots  snapshotv1.SnapshotV1Interface
-	controller csi.ControllerClient
-	factory    informers.SharedInformerFactory
-	events     record.EventRecorder
-	scope      Scope
+	Driver    string
+	client    kubernetes.Interface
+	snapshots snapshotv1.SnapshotV1Interface
+	// snapshotClient is what snapshots is of.
+	snapshotClient snapshotclient.Interface
+	controller     csi.ControllerClient
+	factory        informers.SharedInformerFactory
+	events         record.EventRecorder
+	scope          Scope
 	// segments are the topology of the node.
 	segments map[string]string
 	capacity *capacityController // nil where no node is
@@ -99,6 +102,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if errScheme != nil {
+		return fmt.Errorf("CSI controllers: %w", errScheme)
 	}
 	component := "csi-controllers"
 	if c.Component != "" {
@@ -119,6 +125,10 @@ func Run(ctx context.Context, c Config) error {
 		g.capacity, auditor = newCapacityController(g), newAuditController(g)
 	}
 	provisioner := newProvisionController(ctx, g)
+	var snapshotting *snapshotting
+	if ofNode {
+		snapshotting = newSnapshotting(g, g.snapshotClient)
+	}
 
 	g.factory.Start(ctx.Done())
 	defer g.factory.Shutdown()
@@ -130,6 +140,7 @@ func Run(ctx context.Context, c Config) error {
 	if ofNode {
 		go g.capacity.run(ctx)
 		go auditor.run(ctx)
+		go snapshotting.run(ctx)
 	}
 	go resizer.run(ctx)
 	provisioner.Run(ctx)
@@ -167,11 +178,10 @@ func (g *group) open(ctx context.Context) (stop func(), err error) {
 	if g.client, err = kubernetes.NewForConfig(g.Client); err != nil {
 		return nil, err
 	}
-	snapshots, err := snapshotclient.NewForConfig(g.Client)
-	if err != nil {
+	if g.snapshotClient, err = snapshotclient.NewForConfig(g.Client); err != nil {
 		return nil, err
 	}
-	g.snapshots = snapshots.SnapshotV1()
+	g.snapshots = g.snapshotClient.SnapshotV1()
 	if g.factory = g.Factory; g.factory == nil {
 		g.factory = NewFactory(g.client)
 	}

@@ -29,6 +29,7 @@ type driver struct {
 	deleted, expanded    string
 	err                  error
 	room                 int64
+	snapshots            map[string]*csi.Snapshot
 }
 
 func (d *driver) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest, _ ...grpc.CallOption) (*csi.CreateVolumeResponse, error) {

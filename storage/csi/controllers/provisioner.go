@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -204,6 +203,9 @@ func (p *provisioner) cloned(o controller.ProvisionOptions, name string) (*csi.V
 	if err != nil {
 		return nil, fmt.Errorf("spec.dataSource: %w", err)
 	}
+	if claim.DeletionTimestamp != nil {
+		return nil, fmt.Errorf("spec.dataSource: claim %s is being deleted", name)
+	}
 	if claim.Status.Phase != corev1.ClaimBound {
 		return nil, fmt.Errorf("spec.dataSource: claim %s is not bound yet", name)
 	}
@@ -219,6 +221,10 @@ func (p *provisioner) cloned(o controller.ProvisionOptions, name string) (*csi.V
 		return nil, fmt.Errorf("spec.dataSource: volume %s of claim %s cannot be reached from node %s: let the pod run where the source is", pv.Name, name, p.NodeName)
 	case isBlock(claim) != isBlock(o.PVC):
 		return nil, fmt.Errorf("spec.volumeMode: claim %s has another one", name)
+	}
+	size := pv.Spec.Capacity[corev1.ResourceStorage]
+	if err := largeEnough(o.PVC, size, "claim "+name); err != nil {
+		return nil, err
 	}
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: pv.Spec.CSI.VolumeHandle}}}, nil
 }
@@ -287,34 +293,4 @@ func (p *provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	}
 	p.capacity.changed()
 	return nil
-}
-
-// snapshotGroup is the API group of VolumeSnapshots.
-const snapshotGroup = "snapshot.storage.k8s.io"
-
-// restored finds the snapshot that a VolumeSnapshot is bound to.
-func (p *provisioner) restored(ctx context.Context, o controller.ProvisionOptions, name string) (*csi.VolumeContentSource, error) {
-	s, err := p.snapshots.VolumeSnapshots(o.PVC.Namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not there", name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if s.Status == nil || s.Status.ReadyToUse == nil || !*s.Status.ReadyToUse || s.Status.BoundVolumeSnapshotContentName == nil {
-		return nil, fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not ready", name)
-	}
-	content, err := p.snapshots.VolumeSnapshotContents().Get(ctx, *s.Status.BoundVolumeSnapshotContentName, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case content.Spec.VolumeSnapshotRef.UID != s.UID || content.Spec.VolumeSnapshotRef.Name != s.Name || content.Spec.VolumeSnapshotRef.Namespace != s.Namespace:
-		return nil, fmt.Errorf("spec.dataSource: content %s is bound to another VolumeSnapshot than %s", content.Name, name)
-	case content.Spec.Driver != p.Driver:
-		return nil, fmt.Errorf("spec.dataSource: VolumeSnapshot %s is of driver %s", name, content.Spec.Driver)
-	case content.Status == nil || content.Status.SnapshotHandle == nil:
-		return nil, fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not ready", name)
-	}
-	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: *content.Status.SnapshotHandle}}}, nil
 }

@@ -39,11 +39,17 @@ type Values struct {
 	ClusterInfo          string // a kubeconfig without a user
 }
 
-//go:embed manifests.yaml policies.yaml namespaces.yaml storage.yaml
+//go:embed manifests.yaml policies.yaml namespaces.yaml storage.yaml snapshots.yaml
 var files embed.FS
 
+// snapshotCRDs are external-snapshotter's, unchanged (Apache-2.0), of the version
+// that the control plane links.
+//
+//go:embed snapshots/*.yaml
+var snapshotCRDs embed.FS
+
 // manifestFiles in the order in which they are applied.
-var manifestFiles = []string{"manifests.yaml", "policies.yaml", "namespaces.yaml", "storage.yaml"}
+var manifestFiles = []string{"manifests.yaml", "policies.yaml", "namespaces.yaml", "storage.yaml", "snapshots.yaml"}
 
 var templates = template.Must(template.New("").Option("missingkey=error").
 	Funcs(template.FuncMap{
@@ -72,6 +78,7 @@ var resources = map[schema.GroupKind]struct {
 	{Group: "apiregistration.k8s.io", Kind: "APIService"}:                             {"apiservices", false},
 	{Group: "storage.k8s.io", Kind: "CSIDriver"}:                                      {"csidrivers", false},
 	{Group: "storage.k8s.io", Kind: "StorageClass"}:                                   {"storageclasses", false},
+	{Group: "snapshot.storage.k8s.io", Kind: "VolumeSnapshotClass"}:                   {"volumesnapshotclasses", false},
 	{Group: "node.k8s.io", Kind: "RuntimeClass"}:                                      {"runtimeclasses", false},
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingAdmissionPolicy"}:          {"mutatingadmissionpolicies", false},
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingAdmissionPolicyBinding"}:   {"mutatingadmissionpolicybindings", false},
@@ -105,21 +112,26 @@ func objectsOf(file string, v Values) ([]*unstructured.Unstructured, error) {
 
 // crds come first: the API server takes a moment to serve their kinds.
 func crds() ([]*unstructured.Unstructured, error) {
-	names, err := fs.Glob(v1alpha1.CRDs, "crds/*.yaml")
-	if err != nil {
-		return nil, err
-	}
 	var objects []*unstructured.Unstructured
-	for _, name := range names {
-		text, err := v1alpha1.CRDs.ReadFile(name)
+	for _, from := range []struct {
+		files embed.FS
+		glob  string
+	}{{v1alpha1.CRDs, "crds/*.yaml"}, {snapshotCRDs, "snapshots/*.yaml"}} {
+		names, err := fs.Glob(from.files, from.glob)
 		if err != nil {
 			return nil, err
 		}
-		more, err := parse(bytes.NewReader(text))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+		for _, name := range names {
+			text, err := from.files.ReadFile(name)
+			if err != nil {
+				return nil, err
+			}
+			more, err := parse(bytes.NewReader(text))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			objects = append(objects, more...)
 		}
-		objects = append(objects, more...)
 	}
 	return objects, nil
 }

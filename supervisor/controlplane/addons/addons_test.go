@@ -1,7 +1,12 @@
 package addons
 
 import (
+	"bytes"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -65,6 +70,27 @@ func TestRolesAreBoundAndNarrow(t *testing.T) {
 			if binding.RoleRef.Name == "cluster-admin" && binding.Name != "kubeadm:cluster-admins" {
 				t.Errorf("%s binds cluster-admin", key)
 			}
+		}
+	}
+}
+
+// The CRDs of snapshots are those of the version that is linked.
+func TestSnapshotCRDsAreUpstreams(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/kubernetes-csi/external-snapshotter/client/v8").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "config/crd/snapshot.*.yaml"))
+	if err != nil || len(theirs) != 3 {
+		t.Fatalf("upstream has %v (err %v)", theirs, err)
+	}
+	for _, file := range theirs {
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := snapshotCRDs.ReadFile("snapshots/" + filepath.Base(file)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("snapshots/%s differs from %s (err %v): copy it", filepath.Base(file), file, err)
 		}
 	}
 }

@@ -1,0 +1,92 @@
+package snapshots
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/utils"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+// managedBy is the label that names the node which cares for a content.
+const managedBy = utils.VolumeSnapshotContentManagedByLabel
+
+// takeTime is how long nodes have to find a snapshot before it is said that none
+// has it: several times what a node needs that is there and not busy.
+const takeTime = time.Minute
+
+// A keeper sees to it that each content has a node.
+type keeper struct {
+	*cluster
+	queue workqueue.TypedRateLimitingInterface[string]
+	now   func() time.Time
+}
+
+func newKeeper(w *cluster) *keeper {
+	k := &keeper{cluster: w, queue: newQueue(), now: time.Now}
+	handle(w.kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) { k.queue.Add(c.Name) })
+	_, _ = w.core.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { k.all() }})
+	return k
+}
+
+func (k *keeper) all() {
+	contents, _ := k.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().List(labels.Everything())
+	for _, c := range contents {
+		k.queue.Add(c.Name)
+	}
+}
+
+func (k *keeper) run(ctx context.Context) { work(ctx, k.cluster, k.queue, "content", k.keep) }
+
+func (k *keeper) keep(ctx context.Context, name string) error {
+	content, err := k.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(name)
+	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName {
+		return ignoreNotFound(err)
+	}
+	if node := content.Labels[managedBy]; node != "" {
+		return k.leave(ctx, content, node)
+	}
+	if left := takeTime - k.now().Sub(content.CreationTimestamp.Time); left > 0 {
+		k.queue.AddAfter(name, left)
+		return nil
+	}
+	message := "no node has this snapshot in its datastores: correct the handle in spec.source, or start the node that has it"
+	k.events.Event(content, corev1.EventTypeWarning, "NoNodeHasSnapshot", message)
+	if ref := content.Spec.VolumeSnapshotRef; ref.UID != "" {
+		k.events.Event(&ref, corev1.EventTypeWarning, "NoNodeHasSnapshot", message+" ("+content.Name+")")
+	}
+	return nil
+}
+
+// leave takes the label of a node that has left the cluster from a content.
+func (k *keeper) leave(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, node string) error {
+	if _, err := k.core.Core().V1().Nodes().Lister().Get(node); !apierrors.IsNotFound(err) {
+		return err
+	}
+	// The cache may be behind.
+	if _, err := k.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"resourceVersion": content.ResourceVersion, "labels": map[string]any{managedBy: nil},
+	}})
+	if err != nil {
+		return err
+	}
+	if _, err := k.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return ignoreNotFound(err)
+	}
+	k.events.Event(content, corev1.EventTypeWarning, "NodeGone", fmt.Sprintf("node %s has left the cluster: another one that has the snapshot takes it", node))
+	return nil
+}

@@ -1,0 +1,253 @@
+package snapshots
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
+)
+
+const (
+	// annSelectedNode is where the scheduler says which node a volume is for.
+	annSelectedNode = "volume.kubernetes.io/selected-node"
+	kindSnapshot    = "VolumeSnapshot"
+	kindClaim       = "PersistentVolumeClaim"
+	bySource        = "atoll-source"
+)
+
+// A placer gives claims that begin as something the node on which that is.
+type placer struct {
+	*cluster
+	claims cache.SharedIndexInformer
+	queue  workqueue.TypedRateLimitingInterface[string]
+}
+
+func newPlacer(w *cluster) *placer {
+	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue()}
+	// Only before the informer starts, which is now.
+	_ = p.claims.AddIndexers(cache.Indexers{bySource: func(o any) ([]string, error) {
+		if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && waiting(claim) {
+			return []string{sourceOf(claim).key(claim.Namespace)}, nil
+		}
+		return nil, nil
+	}})
+	handle(p.claims, func(claim *corev1.PersistentVolumeClaim) {
+		if waiting(claim) {
+			p.queue.Add(claim.Namespace + "/" + claim.Name)
+		}
+		p.changed(source{kindClaim, claim.Name}.key(claim.Namespace))
+	})
+	handle(w.kinds.Snapshot().V1().VolumeSnapshots().Informer(), func(s *snapshotv1.VolumeSnapshot) {
+		p.changed(source{kindSnapshot, s.Name}.key(s.Namespace))
+	})
+	handle(w.kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) {
+		p.changed(source{kindSnapshot, c.Spec.VolumeSnapshotRef.Name}.key(c.Spec.VolumeSnapshotRef.Namespace))
+	})
+	// Instantiated before the factory starts.
+	w.core.Core().V1().PersistentVolumes().Informer()
+	w.core.Core().V1().Nodes().Informer()
+	w.core.Storage().V1().StorageClasses().Informer()
+	return p
+}
+
+func newQueue() workqueue.TypedRateLimitingInterface[string] {
+	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryAtMost))
+}
+
+// handle calls f for each object that is new or has changed.
+func handle[T any](informer cache.SharedIndexInformer, f func(T)) {
+	one := func(o any) {
+		if t, ok := o.(T); ok {
+			f(t)
+		}
+	}
+	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: one, UpdateFunc: func(_, o any) { one(o) }})
+}
+
+// changed looks again at the claims that begin as something.
+func (p *placer) changed(key string) {
+	keys, _ := p.claims.GetIndexer().IndexKeys(bySource, key)
+	for _, k := range keys {
+		p.queue.Add(k)
+	}
+}
+
+// A source is what a claim of the same namespace begins as.
+type source struct{ kind, name string }
+
+func (s source) key(namespace string) string { return s.kind + "/" + namespace + "/" + s.name }
+
+func (s source) String() string { return s.kind + " " + s.name }
+
+// sourceOf is the zero source for a claim that begins empty, or as something of
+// which the driver knows nothing. The API server fills dataSourceRef wherever
+// dataSource is set.
+func sourceOf(claim *corev1.PersistentVolumeClaim) source {
+	ref := claim.Spec.DataSourceRef
+	if ref == nil || ref.Namespace != nil && *ref.Namespace != claim.Namespace {
+		return source{}
+	}
+	group := ""
+	if ref.APIGroup != nil {
+		group = *ref.APIGroup
+	}
+	if group == "" && ref.Kind == kindClaim || group == snapshotv1.GroupName && ref.Kind == kindSnapshot {
+		return source{ref.Kind, ref.Name}
+	}
+	return source{}
+}
+
+func waiting(claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil && sourceOf(claim) != source{}
+}
+
+func (p *placer) run(ctx context.Context) { work(ctx, p.cluster, p.queue, "claim", p.place) }
+
+// work does what is in the queue until ctx ends.
+func work(ctx context.Context, w *cluster, queue workqueue.TypedRateLimitingInterface[string], kind string, do func(context.Context, string) error) {
+	stop := context.AfterFunc(ctx, queue.ShutDown)
+	defer stop()
+	for {
+		key, down := queue.Get()
+		if down {
+			return
+		}
+		err := do(ctx, key)
+		switch {
+		case err == nil:
+			queue.Forget(key)
+		case ctx.Err() == nil:
+			if !apierrors.IsConflict(err) {
+				w.log.Warn("trying again", kind, key, "err", err)
+			}
+			queue.AddRateLimited(key)
+		}
+		queue.Done(key)
+	}
+}
+
+// place says on which node a claim's volume is to be made, if it waits for that.
+// What is wrong with the source is the provisioner's to say, which looks at it
+// once more.
+func (p *placer) place(ctx context.Context, key string) error {
+	namespace, name, err := cache.SplitMetaNamespaceKey(key)
+	if err != nil {
+		return err
+	}
+	claim, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
+	if err != nil || !waiting(claim) || !p.ours(claim) {
+		return ignoreNotFound(err)
+	}
+	nodes, err := p.reaching(claim)
+	if err != nil || len(nodes) == 0 {
+		return ignoreNotFound(err) // looked at again when the source changes
+	}
+	if slices.Contains(nodes, claim.Annotations[annSelectedNode]) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{annSelectedNode: nodes[0]},
+	}})
+	if err != nil {
+		return err
+	}
+	if _, err := p.client.CoreV1().PersistentVolumeClaims(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return ignoreNotFound(err)
+	}
+	p.events.Event(claim, corev1.EventTypeNormal, "PlacedBySource", fmt.Sprintf("the volume is made on node %s, where %s is", nodes[0], sourceOf(claim)))
+	return nil
+}
+
+// ours: the claim's class is one of the driver's.
+func (p *placer) ours(claim *corev1.PersistentVolumeClaim) bool {
+	class, err := p.core.Storage().V1().StorageClasses().Lister().Get(storagehelpers.GetPersistentVolumeClaimClass(claim))
+	return err == nil && class.Provisioner == v1alpha1.CSIDriverName
+}
+
+// reaching are the nodes on which a claim's source is, best first; none while
+// that is not known.
+func (p *placer) reaching(claim *corev1.PersistentVolumeClaim) ([]string, error) {
+	s := sourceOf(claim)
+	if s.kind == kindSnapshot {
+		return p.reachingSnapshot(claim.Namespace, s.name)
+	}
+	from, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(claim.Namespace).Get(s.name)
+	if err != nil || from.Status.Phase != corev1.ClaimBound {
+		return nil, err
+	}
+	pv, err := p.core.Core().V1().PersistentVolumes().Lister().Get(from.Spec.VolumeName)
+	if err != nil || pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriverName {
+		return nil, err
+	}
+	nodes, err := p.core.Core().V1().Nodes().Lister().List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	return meeting(pv, nodes)
+}
+
+func (p *placer) reachingSnapshot(namespace, name string) ([]string, error) {
+	snapshot, err := p.kinds.Snapshot().V1().VolumeSnapshots().Lister().VolumeSnapshots(namespace).Get(name)
+	if err != nil || !ready(snapshot) {
+		return nil, err
+	}
+	content, err := p.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(*snapshot.Status.BoundVolumeSnapshotContentName)
+	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName || content.Labels[managedBy] == "" {
+		return nil, err
+	}
+	return []string{content.Labels[managedBy]}, nil
+}
+
+// meeting are the nodes that meet a volume's affinity, those that are ready
+// first, by name.
+func meeting(pv *corev1.PersistentVolume, nodes []*corev1.Node) ([]string, error) {
+	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return nil, nil // any: the scheduler's choice
+	}
+	selector, err := nodeaffinity.NewNodeSelector(pv.Spec.NodeAffinity.Required)
+	if err != nil {
+		return nil, fmt.Errorf("PersistentVolume %s: %w", pv.Name, err)
+	}
+	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool { return !selector.Match(n) })
+	slices.SortFunc(nodes, func(a, b *corev1.Node) int {
+		if ra, rb := isReady(a), isReady(b); ra != rb {
+			if ra {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	var names []string
+	for _, n := range nodes {
+		names = append(names, n.Name)
+	}
+	return names, nil
+}
+
+func isReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func ignoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
