@@ -285,16 +285,6 @@ func shop(name string) *v1alpha1.SupervisorNamespace {
 }
 
 func (n *namespacesTest) create(t *testing.T) {
-	eventually(t, "the finalizer of a namespace that is being made", func() error {
-		dry := svns("dry")
-		if err := n.admin.Create(t.Context(), dry, client.DryRunAll); err != nil {
-			return err
-		}
-		if !slices.Contains(dry.Finalizers, v1alpha1.NamespaceFinalizer) {
-			return fmt.Errorf("it has %q", dry.Finalizers)
-		}
-		return nil
-	})
 	n.apply(t, shop("shop"))
 	ns := n.synced(t, "shop")
 	if !meta.IsStatusConditionTrue(ns.Status.Conditions, v1alpha1.ConditionReady) || len(ns.Status.Pools) != 1 || ns.Status.Folder == nil {
