@@ -29,15 +29,16 @@ import (
 
 // options of one run.
 type options struct {
-	focus, out, table, build, bin, busybox string
-	procs                                  int
-	timeout                                time.Duration
-	all, resume, tableOnly, built          bool
+	focus, skip, out, table, build, bin, busybox string
+	procs                                        int
+	timeout                                      time.Duration
+	all, resume, tableOnly, built                bool
 }
 
 func parseOptions() options {
 	var o options
 	flag.StringVar(&o.focus, "focus", "", "run only specs that match this `expression`")
+	flag.StringVar(&o.skip, "skip", "", "leave out specs that match this `expression`; they have no result")
 	flag.StringVar(&o.out, "out", "build/e2e-storage.json", "`file` of the results, to which this run's are added")
 	flag.StringVar(&o.table, "table", "", "`file` for the results as tables")
 	flag.StringVar(&o.build, "build", "build/e2e-storage", "`directory` for what is built and what the suite says")
@@ -160,7 +161,7 @@ func inside(ctx context.Context, o options, data string) error {
 		return err
 	}
 	now.Seconds = time.Since(began).Seconds()
-	if o.focus != "" || o.resume {
+	if o.focus != "" || o.skip != "" || o.resume {
 		now = merge(before, now)
 	}
 	if err := now.writeJSON(o.out); err != nil {

@@ -45,6 +45,9 @@ func writeInputs(dir, registry string, skip []string) error {
 // skipped are expressions for specs that are not to run.
 func skipped(o options, before *results) []string {
 	var skip []string
+	if o.skip != "" {
+		skip = append(skip, o.skip)
+	}
 	if !o.all {
 		for _, e := range exclusions {
 			skip = append(skip, e.spec)
