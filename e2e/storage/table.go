@@ -30,9 +30,9 @@ func (r *results) writeTable(path string) error {
 	}
 	says := func(s spec) string { return s.Reason }
 	section(&b, "Failed", "What does not work, or not as the suite wants it.", r.of(failed), column{"What the suite says", says}, column{"Why", why(failures)})
-	section(&b, "Excluded", "What cannot be where a pod is a virtual machine. The list is `e2e/storage/exclusions.go`.", r.of(excluded), column{"Reason", says})
+	section(&b, "Excluded", "What cannot pass where a pod is a virtual machine, or needs programs that are not built here. The list is `e2e/storage/exclusions.go`.", r.of(excluded), column{"Reason", says})
 	section(&b, "Passed", "", r.of(passed), column{"s", nil})
-	section(&b, "Not run", "What had no time in the runs so far.", r.of(notRun))
+	section(&b, "Not run", "What had no time in the runs so far: `make e2e-storage CONTINUE=1` adds it.", r.of(notRun))
 	section(&b, "Skipped", "What the suite itself skips, by what it is told of the driver and finds in the cluster.", r.of(skip), column{"What the suite says", says}, column{"Why", why(skips)})
 	return os.WriteFile(path, []byte(b.String()), 0o644)
 }
