@@ -30,7 +30,7 @@ DATA_DIR ?= /var/lib/atoll
 UP_FLAGS ?=
 DOWN_FLAGS ?=
 
-.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest crash crash-volumes crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
+.PHONY: help deps build up down test test-deps test-unit test-suites test-e2e test-e2e-idle critest e2e-storage crash crash-volumes crash-matrix fuzz bench bench-density bench-kvm bench-compare bench-save lint guest guest-kernel guest-crun \
 	images generate fmt clean leftovers man \
 	bin/atoll bin/atoll-namespaces bin/spherelet bin/podinit bin/kubectl bin/kubectl-atoll bin/kubelet bin/crictl bin/govc
 
@@ -122,6 +122,9 @@ fuzz: ## native Go fuzzing of RPCs, images, guests and monitors (FUZZTIME=60s a 
 critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; writes build/critest.json (FOCUS=…)
 	@DEPS=critest deploy/deps.sh
 	@$(GO) run ./e2e/critest -table docs/critest.md $(if $(FOCUS),-focus '$(FOCUS)')
+
+e2e-storage: build ## upstream's external storage suite, two hours when emulated; writes docs/e2e-storage.md (FOCUS=…, CONTINUE=1 adds what has no result, TIMEOUT=3h)
+	@$(GO) run ./e2e/storage -table docs/e2e-storage.md $(if $(FOCUS),-focus '$(FOCUS)') $(if $(CONTINUE),-continue) $(if $(TIMEOUT),-timeout $(TIMEOUT))
 
 crash: build ## kill spherelet 100 times while pods run (25 min at most); writes docs/crash.md, build/crash.json
 	@$(GO) run ./e2e/crash -table docs/crash.md
