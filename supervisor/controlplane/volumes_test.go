@@ -292,9 +292,10 @@ func (v *volumesTest) pending(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "east-1", Labels: map[string]string{"topology.atoll.dev/host": "east-1", "topology.kubernetes.io/zone": "zone-a"}}}
 	v.apply(t, node)
 	t.Cleanup(func() { _ = v.admin.Delete(t.Context(), node) })
+	applied := node.DeepCopy() // the controllers write it, too
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	node.Status.Allocatable = corev1.ResourceList{"cpu": *quantity("4"), "memory": *quantity("8Gi"), "pods": *quantity("10")}
-	if err := v.admin.Status().Update(t.Context(), node); err != nil {
+	if err := v.admin.Status().Patch(t.Context(), node, client.MergeFrom(applied)); err != nil {
 		t.Fatal(err)
 	}
 	pod := plainPod("", "")
