@@ -26,6 +26,9 @@ const (
 	// gather is how long changes are let gather while they come one upon the
 	// other: each answer costs vCenter and us a call, however little is in it.
 	gather = 50 * time.Millisecond
+	// gatherTasks is that while somebody waits for a task: the next one may not
+	// begin before. Their few changes bound the calls.
+	gatherTasks = 5 * time.Millisecond
 	// maxEnded tasks are remembered: one that leaves the view and comes back at
 	// once is no change that vCenter would tell.
 	maxEnded = 256
@@ -75,6 +78,7 @@ type Watch struct {
 	add     []types.ManagedObjectReference
 	remove  []types.ManagedObjectReference
 	sending bool
+	awaited chan struct{}           // closed when somebody begins to wait for a task; nil: no pause heeds it
 	abort   context.CancelCauseFunc // of the connection that list is of
 	heard   time.Time
 }
@@ -160,7 +164,7 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 		updates := w.split(set)
 		if synced {
 			w.viewer.Apply(updates)
-			pause(ctx, pace.next(time.Now()))
+			w.pause(ctx, pace.next(time.Now()))
 			continue
 		}
 		first = append(first, updates...)
@@ -186,14 +190,32 @@ func (p *pacer) next(now time.Time) time.Duration {
 	return 0
 }
 
-// pause returns early when ctx ends.
-func pause(ctx context.Context, d time.Duration) {
+// pause lasts d, or gatherTasks from when somebody waits for a task. It returns
+// early when ctx ends.
+func (w *Watch) pause(ctx context.Context, d time.Duration) {
 	if d == 0 {
 		return
 	}
+	w.mu.Lock()
+	awaited := make(chan struct{})
+	if len(w.tasks) > 0 {
+		close(awaited)
+	} else {
+		w.awaited = awaited
+	}
+	w.mu.Unlock()
+	end := time.After(d)
 	select {
 	case <-ctx.Done():
-	case <-time.After(d):
+		return
+	case <-end:
+		return
+	case <-awaited:
+	}
+	select {
+	case <-ctx.Done():
+	case <-end:
+	case <-time.After(gatherTasks):
 	}
 }
 
@@ -324,6 +346,10 @@ func (w *Watch) task(ctx context.Context, ref types.ManagedObjectReference) *wai
 		t = &waiting{done: make(chan struct{})}
 		w.tasks[ref] = t
 		w.add = append(w.add, ref)
+		if w.awaited != nil {
+			close(w.awaited)
+			w.awaited = nil
+		}
 	}
 	w.mu.Unlock()
 	w.flush(context.WithoutCancel(ctx))
