@@ -33,5 +33,4 @@ var failures = []explanation{
 	{`subpath failure`, `subPath should fail if`, "The container does not start, as it should not, and its message says that the sub-path leads out of the volume. The suite wants that from the node, as CreateContainerConfigError; here the guest finds it, and it is a CreateContainerError."},
 	{`subpath failure`, `subPath should verify container cannot write to subpath readonly`, "The same: the container does not start, and its message says that the sub-path cannot be made, for the file system is read-only; but as a CreateContainerError."},
 	{``, `concurrently access the volume and its clone`, "The clone is made while a pod writes to its source. That needs a datastore whose file system shares blocks (XFS, btrfs); this one is on ext4, so it is refused, with the reason as an event of the claim (docs/storage.md)."},
-	{``, `\(immediate binding\)\] topology`, "A volume is made by the node that the scheduler has selected: claims of a class with `volumeBindingMode: Immediate` stay Pending (docs/storage.md)."},
 }

@@ -12,6 +12,7 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -47,6 +48,7 @@ func TestSnapshots(t *testing.T) {
 	k.bound(t, "data", "n1")
 	t.Run("restored where the snapshot is", k.restored)
 	t.Run("scheduled where the snapshot is", k.scheduled)
+	t.Run("bound at once", k.boundAtOnce)
 	t.Run("in use", k.inUse)
 	t.Run("bad input", k.badInput)
 	t.Run("kept and brought back", k.preProvisioned)
@@ -334,6 +336,30 @@ func (k *snapshotTest) scheduled(t *testing.T) {
 	}
 	k.drop(t, "early")
 	k.gone(t, "early")
+}
+
+// boundAtOnce: claims of a class that waits for no pod get a node that has room.
+func (k *snapshotTest) boundAtOnce(t *testing.T) {
+	const host = "n2"
+	class := func(name, policy string) func(*corev1.PersistentVolumeClaim) {
+		c := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: csi.Name, Parameters: map[string]string{csi.ParameterPolicy: policy},
+			AllowedTopologies: []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: csi.TopologyHost, Values: []string{host}}}}}}
+		if _, err := k.admin.StorageV1().StorageClasses().Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = &name }
+	}
+	now := class("now", "atoll-local")
+	k.claim(t, "now", now)
+	k.bound(t, "now", host)
+	k.event(t, "now", "the volume is made on node n2")
+	k.claim(t, "huge", func(c *corev1.PersistentVolumeClaim) {
+		now(c)
+		c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("1Pi")
+	})
+	k.event(t, "huge", "has room for 1Pi of policy atoll-local: the most is ")
+	k.claim(t, "platinum", class("platinum", "platinum"))
+	k.event(t, "platinum", "offers policy platinum")
 }
 
 // inUse: where blocks cannot be shared, a snapshot waits for the volume.

@@ -11,6 +11,9 @@
 //     source is, and nowhere else. The scheduler does not know that, so the claim
 //     gets its node here, in the way in which the scheduler itself tells: by the
 //     annotation volume.kubernetes.io/selected-node, which it then heeds.
+//   - A claim that begins empty, of a class that binds at once, has no pod by which
+//     the scheduler would select a node: it gets its node here, too, by what nodes
+//     say in CSIStorageCapacity objects.
 package snapshots
 
 import (

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -29,21 +31,30 @@ const (
 	bySource        = "atoll-source"
 )
 
-// A placer gives claims that begin as something the node on which that is.
+// A placer gives claims that begin as something the node on which that is, and
+// those of classes that bind at once one that has room.
 type placer struct {
 	*cluster
 	claims cache.SharedIndexInformer
 	queue  workqueue.TypedRateLimitingInterface[string]
+	// short is since when claims that have a node are known to have no room there.
+	// place alone has it.
+	short map[string]time.Time
+	now   func() time.Time
 }
 
 func newPlacer(w *cluster) *placer {
-	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue()}
+	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue(), short: map[string]time.Time{}, now: time.Now}
 	// Only before the informer starts, which is now.
 	_ = p.claims.AddIndexers(cache.Indexers{bySource: func(o any) ([]string, error) {
-		if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && waiting(claim) {
-			return []string{sourceOf(claim).key(claim.Namespace)}, nil
+		claim, ok := o.(*corev1.PersistentVolumeClaim)
+		switch {
+		case !ok || !waiting(claim):
+			return nil, nil
+		case empty(claim):
+			return []string{anyRoom}, nil
 		}
-		return nil, nil
+		return []string{sourceOf(claim).key(claim.Namespace)}, nil
 	}})
 	handle(p.claims, func(claim *corev1.PersistentVolumeClaim) {
 		if waiting(claim) {
@@ -59,8 +70,7 @@ func newPlacer(w *cluster) *placer {
 	})
 	// Instantiated before the factory starts.
 	w.core.Core().V1().PersistentVolumes().Informer()
-	w.core.Core().V1().Nodes().Informer()
-	w.core.Storage().V1().StorageClasses().Informer()
+	p.watchRoom()
 	return p
 }
 
@@ -78,7 +88,8 @@ func handle[T any](informer cache.SharedIndexInformer, f func(T)) {
 	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: one, UpdateFunc: func(_, o any) { one(o) }})
 }
 
-// changed looks again at the claims that begin as something.
+// changed looks again at the claims that begin as something, or at those that
+// begin empty.
 func (p *placer) changed(key string) {
 	keys, _ := p.claims.GetIndexer().IndexKeys(bySource, key)
 	for _, k := range keys {
@@ -112,7 +123,7 @@ func sourceOf(claim *corev1.PersistentVolumeClaim) source {
 }
 
 func waiting(claim *corev1.PersistentVolumeClaim) bool {
-	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil && sourceOf(claim) != source{}
+	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil && (empty(claim) || sourceOf(claim) != source{})
 }
 
 func (p *placer) run(ctx context.Context) { work(ctx, p.cluster, p.queue, "claim", p.place) }
@@ -149,8 +160,16 @@ func (p *placer) place(ctx context.Context, key string) error {
 		return err
 	}
 	claim, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
-	if err != nil || !waiting(claim) || !p.ours(claim) {
+	if err != nil || !waiting(claim) {
+		delete(p.short, key)
 		return ignoreNotFound(err)
+	}
+	class := p.classOf(claim)
+	switch {
+	case class == nil || empty(claim) && !atOnce(class):
+		return nil
+	case empty(claim):
+		return p.placeByRoom(ctx, key, claim, class)
 	}
 	nodes, err := p.reaching(claim)
 	if err != nil || len(nodes) == 0 {
@@ -159,23 +178,32 @@ func (p *placer) place(ctx context.Context, key string) error {
 	if slices.Contains(nodes, claim.Annotations[annSelectedNode]) {
 		return nil
 	}
+	return p.selectNode(ctx, claim, nodes[0], "PlacedBySource", fmt.Sprintf("the volume is made on node %s, where %s is", nodes[0], sourceOf(claim)))
+}
+
+// selectNode writes a node onto a claim that is as it was when it was chosen, and
+// tells of it.
+func (p *placer) selectNode(ctx context.Context, claim *corev1.PersistentVolumeClaim, node, reason, message string) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{annSelectedNode: nodes[0]},
+		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{annSelectedNode: node},
 	}})
 	if err != nil {
 		return err
 	}
-	if _, err := p.client.CoreV1().PersistentVolumeClaims(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return ignoreNotFound(err)
 	}
-	p.events.Event(claim, corev1.EventTypeNormal, "PlacedBySource", fmt.Sprintf("the volume is made on node %s, where %s is", nodes[0], sourceOf(claim)))
+	p.events.Event(claim, corev1.EventTypeNormal, reason, message)
 	return nil
 }
 
-// ours: the claim's class is one of the driver's.
-func (p *placer) ours(claim *corev1.PersistentVolumeClaim) bool {
+// classOf is a claim's class, if it is one of the driver's; else nil.
+func (p *placer) classOf(claim *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
 	class, err := p.core.Storage().V1().StorageClasses().Lister().Get(storagehelpers.GetPersistentVolumeClaimClass(claim))
-	return err == nil && class.Provisioner == v1alpha1.CSIDriverName
+	if err != nil || class.Provisioner != v1alpha1.CSIDriverName {
+		return nil
+	}
+	return class
 }
 
 // reaching are the nodes on which a claim's source is, best first; none while

@@ -92,6 +92,9 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 	defer cancel()
 	resp, err := p.controller.CreateVolume(callCtx, req)
 	if err != nil {
+		if status.Code(err) == codes.ResourceExhausted {
+			p.capacity.changed() // whoever chose this node is to see that it was wrong
+		}
 		return nil, stateAfter(err), told(err)
 	}
 	p.capacity.changed()
