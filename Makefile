@@ -56,7 +56,7 @@ bin/govc:
 bin/crictl:
 	@$(GOBUILD) -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)' -o $@ sigs.k8s.io/cri-tools/cmd/crictl
 
-# Containers start in half the time with a static crun (docs/decisions/0001). Where
+# A static crun takes a third to half the CPU time (docs/decisions/0001). Where
 # its source cannot be had, the distribution's serves; it is not tried at each make.
 guest: bin/podinit ## kernel and initramfs of the pod VMs, into build/guest
 	@vmpod/guestimage/crun/build.sh --once build/guest-crun
