@@ -20,6 +20,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
@@ -130,11 +131,11 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) sync(ctx context.Context, name string) error {
 	pv, err := c.volumes.Get(name)
 	if err != nil || pv.Spec.ClaimRef == nil || pv.Annotations[v1alpha1.AnnotationPolicyCompliance] == "" {
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	claim, err := c.claims.PersistentVolumeClaims(pv.Spec.ClaimRef.Namespace).Get(pv.Spec.ClaimRef.Name)
 	if err != nil || claim.UID != pv.Spec.ClaimRef.UID || claim.Spec.VolumeName != name {
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	change := map[string]any{}
 	for _, k := range copied {
@@ -160,12 +161,5 @@ func (c *Controller) sync(ctx context.Context, name string) error {
 	if apierrors.IsConflict(err) { // another claim of that name: it comes with its own event
 		return nil
 	}
-	return ignoreNotFound(err)
-}
-
-func ignoreNotFound(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return client.IgnoreNotFound(err)
 }

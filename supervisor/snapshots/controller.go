@@ -31,7 +31,6 @@ import (
 	common "github.com/kubernetes-csi/external-snapshotter/v8/pkg/common-controller"
 	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/metrics"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -39,6 +38,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
 const (
@@ -105,10 +105,11 @@ type cluster struct {
 }
 
 func (c *Controller) watch(events record.EventRecorder) *cluster {
+	strip := cache.TransformStripManagedFields()
 	return &cluster{
 		Controller: c, events: events,
-		core:  informers.NewSharedInformerFactoryWithOptions(c.client, resyncPeriod, informers.WithTransform(withoutManagedFields)),
-		kinds: snapshotinformers.NewSharedInformerFactoryWithOptions(c.snapshots, resyncPeriod, snapshotinformers.WithTransform(withoutManagedFields)),
+		core:  informers.NewSharedInformerFactoryWithOptions(c.client, resyncPeriod, informers.WithTransform(strip)),
+		kinds: snapshotinformers.NewSharedInformerFactoryWithOptions(c.snapshots, resyncPeriod, snapshotinformers.WithTransform(strip)),
 	}
 }
 
@@ -157,14 +158,6 @@ func (w *cluster) upstream() func(context.Context) {
 		perNode, keepVolumeMode, withGroups,
 	)
 	return func(ctx context.Context) { controller.Run(workers, ctx.Done(), &sync.WaitGroup{}) }
-}
-
-// withoutManagedFields keeps out of memory what nobody here reads.
-func withoutManagedFields(o any) (any, error) {
-	if m, err := meta.Accessor(o); err == nil {
-		m.SetManagedFields(nil)
-	}
-	return o, nil
 }
 
 func ready(s *snapshotv1.VolumeSnapshot) bool {

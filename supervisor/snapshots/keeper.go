@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
@@ -52,7 +53,7 @@ func (k *keeper) run(ctx context.Context) { work(ctx, k.cluster, k.queue, "conte
 func (k *keeper) keep(ctx context.Context, name string) error {
 	content, err := k.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(name)
 	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName {
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	if node := content.Labels[managedBy]; node != "" {
 		return k.leave(ctx, content, node)
@@ -85,7 +86,7 @@ func (k *keeper) leave(ctx context.Context, content *snapshotv1.VolumeSnapshotCo
 		return err
 	}
 	if _, err := k.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	k.events.Event(content, corev1.EventTypeWarning, "NodeGone", fmt.Sprintf("node %s has left the cluster: another one that has the snapshot takes it", node))
 	return nil

@@ -19,16 +19,15 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	storagehelpers "k8s.io/component-helpers/storage/volume"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 const (
-	// annSelectedNode is where the scheduler says which node a volume is for.
-	annSelectedNode = "volume.kubernetes.io/selected-node"
-	kindSnapshot    = "VolumeSnapshot"
-	kindClaim       = "PersistentVolumeClaim"
-	bySource        = "atoll-source"
+	kindSnapshot = "VolumeSnapshot"
+	kindClaim    = "PersistentVolumeClaim"
+	bySource     = "atoll-source"
 )
 
 // A placer gives claims that begin as something the node on which that is, and
@@ -162,7 +161,7 @@ func (p *placer) place(ctx context.Context, key string) error {
 	claim, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
 	if err != nil || !waiting(claim) {
 		delete(p.short, key)
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	class := p.classOf(claim)
 	switch {
@@ -173,9 +172,9 @@ func (p *placer) place(ctx context.Context, key string) error {
 	}
 	nodes, err := p.reaching(claim)
 	if err != nil || len(nodes) == 0 {
-		return ignoreNotFound(err) // looked at again when the source changes
+		return client.IgnoreNotFound(err) // looked at again when the source changes
 	}
-	if slices.Contains(nodes, claim.Annotations[annSelectedNode]) {
+	if slices.Contains(nodes, claim.Annotations[storagehelpers.AnnSelectedNode]) {
 		return nil
 	}
 	return p.selectNode(ctx, claim, nodes[0], "PlacedBySource", fmt.Sprintf("the volume is made on node %s, where %s is", nodes[0], sourceOf(claim)))
@@ -185,13 +184,13 @@ func (p *placer) place(ctx context.Context, key string) error {
 // tells of it.
 func (p *placer) selectNode(ctx context.Context, claim *corev1.PersistentVolumeClaim, node, reason, message string) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{annSelectedNode: node},
+		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{storagehelpers.AnnSelectedNode: node},
 	}})
 	if err != nil {
 		return err
 	}
 	if _, err := p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return ignoreNotFound(err)
+		return client.IgnoreNotFound(err)
 	}
 	p.events.Event(claim, corev1.EventTypeNormal, reason, message)
 	return nil
@@ -271,11 +270,4 @@ func isReady(n *corev1.Node) bool {
 	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	})
-}
-
-func ignoreNotFound(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }

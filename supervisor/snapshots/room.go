@@ -15,16 +15,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 const (
-	// annProvisioner is where the controller manager says who is to make a volume:
-	// of a class that binds at once when no volume that is there fits, of one that
-	// waits when a node is selected.
-	annProvisioner  = "volume.kubernetes.io/storage-provisioner"
-	parameterPolicy = "policy"
 	// anyRoom is the index key of the claims that begin empty.
 	anyRoom = "room"
 	// settleTime is how long a claim stays with a node whose room no longer is
@@ -33,9 +29,11 @@ const (
 	settleTime = 10 * time.Second
 )
 
-// empty: a volume is to be made that begins as nothing.
+// empty: a volume is to be made that begins as nothing. The controller manager says
+// by whom: of a class that binds at once when no volume that is there fits, of one
+// that waits when a node is selected.
 func empty(claim *corev1.PersistentVolumeClaim) bool {
-	return claim.Spec.DataSourceRef == nil && claim.Annotations[annProvisioner] == v1alpha1.CSIDriverName
+	return claim.Spec.DataSourceRef == nil && claim.Annotations[storagehelpers.AnnStorageProvisioner] == v1alpha1.CSIDriverName
 }
 
 // atOnce: nodes make the class's volumes, and no pod is waited for.
@@ -113,7 +111,7 @@ func (p *placer) placeByRoom(ctx context.Context, key string, claim *corev1.Pers
 		return err
 	}
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
-	selected := claim.Annotations[annSelectedNode]
+	selected := claim.Annotations[storagehelpers.AnnSelectedNode]
 	isThere := slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return n.Name == selected })
 	if selected != "" {
 		r, known := rooms[selected]
@@ -175,7 +173,7 @@ func choose(size resource.Quantity, class *storagev1.StorageClass, nodes []*core
 			has = append(has, r)
 		}
 	}
-	policy := cmp.Or(class.Parameters[parameterPolicy], "of StorageClass "+class.Name)
+	policy := cmp.Or(class.Parameters[v1alpha1.PolicyParameter], "of StorageClass "+class.Name)
 	switch {
 	case len(nodes) == 0:
 		return room{}, "no node" + which + " is ready and schedulable"

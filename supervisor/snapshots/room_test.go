@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
@@ -33,9 +34,9 @@ func wants(class, size, selected string) *corev1.PersistentVolumeClaim {
 	return claim("new", func(c *corev1.PersistentVolumeClaim) {
 		c.UID, c.Spec.StorageClassName = "uid", &class
 		c.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
-		c.Annotations = map[string]string{annProvisioner: v1alpha1.CSIDriverName}
+		c.Annotations = map[string]string{storagehelpers.AnnStorageProvisioner: v1alpha1.CSIDriverName}
 		if selected != "" {
-			c.Annotations[annSelectedNode] = selected
+			c.Annotations[storagehelpers.AnnSelectedNode] = selected
 		}
 	})
 }
@@ -80,9 +81,9 @@ func roomy(t *testing.T, c *corev1.PersistentVolumeClaim, more ...runtime.Object
 		}
 		select {
 		case e := <-events.Events:
-			return got.Annotations[annSelectedNode], e
+			return got.Annotations[storagehelpers.AnnSelectedNode], e
 		default:
-			return got.Annotations[annSelectedNode], ""
+			return got.Annotations[storagehelpers.AnnSelectedNode], ""
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
@@ -84,7 +85,7 @@ func TestPlace(t *testing.T) {
 	chosen := func(node string, and func(*corev1.PersistentVolumeClaim)) func(*corev1.PersistentVolumeClaim) {
 		return func(c *corev1.PersistentVolumeClaim) {
 			and(c)
-			c.Annotations = map[string]string{annSelectedNode: node}
+			c.Annotations = map[string]string{storagehelpers.AnnSelectedNode: node}
 		}
 	}
 	for name, tt := range map[string]struct {
@@ -127,8 +128,8 @@ func TestPlace(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, err := w.client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
-			if err != nil || got.Annotations[annSelectedNode] != tt.want {
-				t.Errorf("selected node %q, want %q (err %v)", got.Annotations[annSelectedNode], tt.want, err)
+			if err != nil || got.Annotations[storagehelpers.AnnSelectedNode] != tt.want {
+				t.Errorf("selected node %q, want %q (err %v)", got.Annotations[storagehelpers.AnnSelectedNode], tt.want, err)
 			}
 		})
 	}

@@ -12,16 +12,13 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	atollcsi "github.com/openatoll/atoll/storage/csi"
 	"github.com/openatoll/atoll/storage/csi/controllers"
 )
-
-// selectedNode is the scheduler's annotation of claims whose class waits for a
-// first consumer.
-const selectedNode = "volume.kubernetes.io/selected-node"
 
 // A scope is the volumes of one vCenter, as controllers have it.
 type scope struct{ *connection }
@@ -71,7 +68,7 @@ func (s *scope) Where(ctx context.Context, claim *corev1.PersistentVolumeClaim, 
 // reachable leaves those datastores that the node can reach which the scheduler
 // has selected, if it has.
 func (s *scope) reachable(ctx context.Context, claim *corev1.PersistentVolumeClaim, all []v1alpha1.DatastoreStatus) ([]v1alpha1.DatastoreStatus, error) {
-	name := claim.Annotations[selectedNode]
+	name := claim.Annotations[storagehelpers.AnnSelectedNode]
 	if name == "" {
 		return all, nil
 	}

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 	ctrlfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -77,7 +78,7 @@ func TestWhere(t *testing.T) {
 		{policy: "id-other", err: "names storage policy id-other, which vCenter vc.example.com is not known to have"},
 		{policy: "", err: "names no policy of vCenter"},
 	} {
-		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{selectedNode: c.node}}}
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{storagehelpers.AnnSelectedNode: c.node}}}
 		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "class"}, Parameters: map[string]string{v1alpha1.PolicyIDParameter: c.policy}}
 		where, err := s.Where(t.Context(), claim, class)
 		var got []string

@@ -188,12 +188,16 @@ func (c *connection) audit(ctx context.Context, all []bound) error {
 // back to the better.
 func (c *connection) tell(ctx context.Context, b bound, answer storage.Compliance) error {
 	had := storage.ComplianceState(b.claim.Annotations[v1alpha1.AnnotationPolicyCompliance])
-	if had == answer.State {
+	if had == answer.State && b.claim.Annotations[v1alpha1.AnnotationPolicyComplianceReason] == answer.Message {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": b.claim.UID, "annotations": map[string]string{v1alpha1.AnnotationPolicyCompliance: string(answer.State)},
-	}})
+	var reason any // null takes the annotation away
+	if answer.Message != "" {
+		reason = answer.Message
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": b.claim.UID, "annotations": map[string]any{
+		v1alpha1.AnnotationPolicyCompliance: answer.State, v1alpha1.AnnotationPolicyComplianceReason: reason,
+	}}})
 	if err != nil {
 		return err
 	}
@@ -205,6 +209,7 @@ func (c *connection) tell(ctx context.Context, b bound, answer storage.Complianc
 		return fmt.Errorf("claim %s/%s: %w", b.claim.Namespace, b.claim.Name, err)
 	}
 	switch {
+	case had == answer.State: // for another reason
 	case answer.State == storage.NonCompliant:
 		c.events.Event(b.claim, corev1.EventTypeWarning, "PolicyNotCompliant", answer.Message)
 	case answer.State == storage.ComplianceUnknown:

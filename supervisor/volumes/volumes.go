@@ -11,7 +11,6 @@ package volumes
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -142,17 +141,17 @@ type base struct {
 func (c *Controller) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	b, err := c.open(ctx)
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	b, err := c.open(ctx, scheme)
 	if err != nil {
 		return err
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: b.client.CoreV1().Events("")})
-	scheme, err := newScheme()
-	if err != nil {
-		return err
-	}
 	b.events = broadcaster.NewRecorder(scheme, corev1.EventSource{Component: component})
 	return b.follow(ctx)
 }
@@ -166,11 +165,7 @@ func newScheme() (*runtime.Scheme, error) {
 }
 
 // open reads what there is.
-func (c *Controller) open(ctx context.Context) (*base, error) {
-	scheme, err := newScheme()
-	if err != nil {
-		return nil, err
-	}
+func (c *Controller) open(ctx context.Context, scheme *runtime.Scheme) (_ *base, err error) {
 	b := &base{Controller: c, changed: make(chan struct{}, 1), failed: make(chan struct{}, 1), policies: newSignal()}
 	if b.client, err = kubernetes.NewForConfig(c.options.Config); err != nil {
 		return nil, err
@@ -260,7 +255,7 @@ func keyOf(sup *v1alpha1.Supervisor) string {
 	if err != nil {
 		panic(err) // plain data
 	}
-	return fmt.Sprintf("%x", sha256.Sum256(b))
+	return string(b)
 }
 
 // credentials reads the Secret from the API server at each login: it is in no

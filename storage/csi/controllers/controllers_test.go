@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	atollcsi "github.com/openatoll/atoll/storage/csi"
@@ -85,7 +86,7 @@ func quantities(s string) corev1.ResourceList {
 }
 
 func claimOf(asked, has string) *corev1.PersistentVolumeClaim {
-	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "data", UID: "c-uid", Annotations: map[string]string{annSelectedNode: "n1"}},
+	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "data", UID: "c-uid", Annotations: map[string]string{storagehelpers.AnnSelectedNode: "n1"}},
 		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}, Resources: corev1.VolumeResourceRequirements{Requests: quantities(asked)}}}
 	if has != "" {
 		c.Spec.VolumeName = "pv"
@@ -163,7 +164,7 @@ func TestProvision(t *testing.T) {
 	if err := p.Delete(t.Context(), pv); err != nil || d.deleted != "id" {
 		t.Errorf("deleted %q, %v", d.deleted, err)
 	}
-	claim.Annotations[annSelectedNode] = "n2"
+	claim.Annotations[storagehelpers.AnnSelectedNode] = "n2"
 	if p.ShouldProvision(t.Context(), claim) {
 		t.Error("a claim of another node is provisioned")
 	}

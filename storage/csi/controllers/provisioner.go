@@ -20,7 +20,6 @@ import (
 )
 
 const (
-	annSelectedNode = "volume.kubernetes.io/selected-node"
 	// defaultFSType of a class that names none.
 	defaultFSType = "ext4"
 	// Parameters with this prefix are for the provisioner, not for the driver.

@@ -72,6 +72,9 @@ func (p *provisioner) fits(ctx context.Context, claim *corev1.PersistentVolumeCl
 		if err != nil {
 			why = ": " + told(err).Error()
 		}
+		if p.NodeName == "" {
+			return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not in vCenter%s: name the StorageClass of its volume", s.Name, why)
+		}
 		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s cannot be reached from node %s, node %q cares for it: let the pod run there%s", s.Name, p.NodeName, content.Labels[contentNode], why)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -50,7 +51,7 @@ type nodeScope struct {
 // Claim: a claim is of the node that the scheduler has selected, unless a policy
 // of vCenter is to make its volume.
 func (n nodeScope) Claim(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) bool {
-	return claim.Annotations[annSelectedNode] == n.name && (class == nil || class.Parameters[v1alpha1.PolicyIDParameter] == "")
+	return claim.Annotations[storagehelpers.AnnSelectedNode] == n.name && (class == nil || class.Parameters[v1alpha1.PolicyIDParameter] == "")
 }
 
 func (n nodeScope) Where(_ context.Context, _ *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (*csi.TopologyRequirement, error) {

@@ -6,8 +6,9 @@
 #
 # OUT/crun and OUT/crun.json result; what is there is not built again. With
 # --once a failure is remembered, and neither an error nor tried again: the guest
-# gets the distribution's crun. --quiet says nothing of what is there. It takes about 20 CPU-seconds. The source comes from the Debian archive that this
-# machine uses, checked by apt, with Debian's patches.
+# gets the distribution's crun. --quiet says nothing of what is there. It takes
+# about 20 CPU-seconds. The source comes from the Debian archive that this machine
+# uses, checked by apt, with Debian's patches.
 set -euo pipefail
 
 fail() { echo "guest-crun: $*" >&2; exit 1; }

@@ -11,13 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/storage/csi"
 )
-
-// Driver is the CSI driver of the volumes.
-const Driver = "csi.atoll.dev"
-
-// topologyHost is the label by which a volume is bound to its node.
-const topologyHost = "topology.atoll.dev/host"
 
 // States of a disk.
 const (
@@ -71,7 +66,7 @@ func (c Cluster) List() []Disk {
 	claimed := map[string]bool{}
 	for i := range c.Volumes {
 		pv := &c.Volumes[i]
-		if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != Driver {
+		if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriverName {
 			continue
 		}
 		claimed[pv.Spec.CSI.VolumeHandle] = true
@@ -139,7 +134,7 @@ func (v index) ofVolume(pv *corev1.PersistentVolume) Disk {
 	id := pv.Spec.CSI.VolumeHandle
 	attributes := pv.Spec.CSI.VolumeAttributes
 	d := Disk{
-		ID: id, PV: pv.Name, Policy: attributes["policy"], Datastore: attributes["datastore"], Node: hostOf(pv),
+		ID: id, PV: pv.Name, Policy: attributes[v1alpha1.PolicyParameter], Datastore: attributes["datastore"], Node: hostOf(pv),
 		Compliance: pv.Annotations[v1alpha1.AnnotationPolicyCompliance], ComplianceReason: pv.Annotations[v1alpha1.AnnotationPolicyComplianceReason],
 	}
 	if q, ok := pv.Spec.Capacity[corev1.ResourceStorage]; ok {
@@ -282,7 +277,7 @@ func hostOf(pv *corev1.PersistentVolume) string {
 	}
 	for _, term := range pv.Spec.NodeAffinity.Required.NodeSelectorTerms {
 		for _, e := range term.MatchExpressions {
-			if e.Key == topologyHost && len(e.Values) == 1 {
+			if e.Key == csi.TopologyHost && len(e.Values) == 1 {
 				return e.Values[0]
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/storage/csi"
 )
 
 // What nodes say, as Prometheus' text has it.
@@ -39,12 +40,12 @@ func volume(name, handle, host, claim string) corev1.PersistentVolume {
 	pv := corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{
 		Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("2Gi")},
 		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
-			Driver: Driver, VolumeHandle: handle, VolumeAttributes: map[string]string{"policy": "silver", "datastore": "its"},
+			Driver: v1alpha1.CSIDriverName, VolumeHandle: handle, VolumeAttributes: map[string]string{"policy": "silver", "datastore": "its"},
 		}},
 	}}
 	if host != "" {
 		pv.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: topologyHost, Values: []string{host}}},
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: csi.TopologyHost, Values: []string{host}}},
 		}}}}
 	}
 	if claim != "" {
