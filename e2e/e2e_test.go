@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -61,11 +60,6 @@ func runWithCluster() (code int) {
 		fmt.Println("FAIL:", err)
 		return 1
 	}
-	if full := percentFull(data); full >= imageGC {
-		fmt.Printf("FAIL: the file system of %s is %d %% full, and from %d %% on the kubelet takes images and what it knows of them away: make room, or set TMPDIR\n", data, full, imageGC)
-		_ = os.Remove(data)
-		return 1
-	}
 	before := leftovers(atoll)
 	defer func() {
 		if os.Getenv("ATOLL_E2E_KEEP") != "" {
@@ -98,18 +92,6 @@ func runWithCluster() (code int) {
 		return 1
 	}
 	return 0
-}
-
-// imageGC is the kubelet's default imageGCHighThresholdPercent.
-const imageGC = 85
-
-// percentFull is reckoned as the kubelet does, by what is available.
-func percentFull(dir string) int {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil || fs.Blocks == 0 {
-		return 0
-	}
-	return 100 - int(fs.Bavail*100/fs.Blocks)
 }
 
 // takeDown stops the cluster, erases its data and looks for leftovers that

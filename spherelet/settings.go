@@ -115,6 +115,12 @@ func kubeletServer(c *v1alpha1.SphereletConfiguration, p config.Paths, labels ma
 	if k.EvictionHard = c.EvictionHard; k.EvictionHard == nil {
 		k.EvictionHard = defaultEviction
 	}
+	if p := c.Images.GCHighThresholdPercent; p != nil {
+		k.ImageGCHighThresholdPercent = *p
+	}
+	if p := c.Images.GCLowThresholdPercent; p != nil {
+		k.ImageGCLowThresholdPercent = *p
+	}
 	k.MaxOpenFiles = maxOpenFiles(k.MaxOpenFiles)
 	k.Tracing = Tracing(c)
 	secure(k, c.ClientCAFile)

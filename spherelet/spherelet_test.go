@@ -274,7 +274,7 @@ func TestConditions(t *testing.T) {
 
 func TestKubeletServerIsValid(t *testing.T) {
 	cfg, err := config.Parse([]byte("apiVersion: atoll.dev/v1alpha1\nkind: SphereletConfiguration\nnodeName: a\nnodeIP: 192.0.2.1\n" +
-		"dataDir: /var/lib/a\nclientCAFile: /ca\nclusterCIDR: 198.19.0.0/16\ntaints: [\"a=b:NoSchedule\"]\nlabels: {example.com/x: \"y\"}\nhypervisor: {guest: /g}\ntracing: {samplingRatePerMillion: 7}\n"))
+		"dataDir: /var/lib/a\nclientCAFile: /ca\nclusterCIDR: 198.19.0.0/16\ntaints: [\"a=b:NoSchedule\"]\nlabels: {example.com/x: \"y\"}\nhypervisor: {guest: /g}\nimages: {gcHighThresholdPercent: 90}\ntracing: {samplingRatePerMillion: 7}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,6 +293,9 @@ func TestKubeletServerIsValid(t *testing.T) {
 	}
 	if s.Tracing == nil || s.Tracing.Endpoint != nil || *s.Tracing.SamplingRatePerMillion != 7 {
 		t.Errorf("tracing %+v", s.Tracing)
+	}
+	if s.ImageGCHighThresholdPercent != 90 || s.ImageGCLowThresholdPercent != config.DefaultGCLow {
+		t.Errorf("image GC from %d %% to %d %%", s.ImageGCHighThresholdPercent, s.ImageGCLowThresholdPercent)
 	}
 	reserved, err := allocatable(&s.KubeletConfiguration)
 	if err != nil || len(reserved.HardEvictionThresholds) != 4 {

@@ -149,6 +149,13 @@ type ImagesConfiguration struct {
 	// MaxUnpackedSize bounds what the layers of one image may unpack to, as a
 	// quantity, at least 64Mi; default "64Gi". A larger image is refused.
 	MaxUnpackedSize string `json:"maxUnpackedSize,omitempty"`
+	// GCHighThresholdPercent and GCLowThresholdPercent are the kubelet's
+	// imageGCHighThresholdPercent and imageGCLowThresholdPercent: how full the
+	// file system of DataDir is, whatever fills it, when images that no pod
+	// uses are taken away, and down to what; 0 to 100 each, the low one below
+	// the high one; default 85 and 80. A high threshold of 100 takes none away.
+	GCHighThresholdPercent *int32 `json:"gcHighThresholdPercent,omitempty"`
+	GCLowThresholdPercent  *int32 `json:"gcLowThresholdPercent,omitempty"`
 }
 
 // StreamingConfiguration is about exec, attach and port-forward between the

@@ -34,6 +34,8 @@ const (
 	DefaultTemplateMemory   = "512Mi"
 	DefaultUnpackedSize     = "64Gi"
 	DefaultDownloads        = 3
+	DefaultGCHigh           = 85 // percent, as upstream's kubelet
+	DefaultGCLow            = 80 // percent
 	AcceleratorAuto         = "auto"
 	AcceleratorKVM          = "kvm"
 	AcceleratorTCG          = "tcg"
@@ -169,9 +171,17 @@ func setDefaults(c *v1alpha1.SphereletConfiguration) error {
 	if c.Images.MaxConcurrentDownloads == 0 {
 		c.Images.MaxConcurrentDownloads = DefaultDownloads
 	}
+	orPercent(&c.Images.GCHighThresholdPercent, DefaultGCHigh)
+	orPercent(&c.Images.GCLowThresholdPercent, DefaultGCLow)
 	setDefaultDatastore(c)
 	orString(&c.LogLevel, "info")
 	return nil
+}
+
+func orPercent(p **int32, def int32) {
+	if *p == nil {
+		*p = &def
+	}
 }
 
 func orString(p *string, def string) {

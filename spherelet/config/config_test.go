@@ -53,6 +53,8 @@ func TestParseErrors(t *testing.T) {
 		{"template memory", minimal + "\ntemplates: {memory: 1Mi}\n", `templates.memory is "1Mi"`},
 		{"warm clones", minimal + "\ntemplates: {warm: -1}\n", "templates.warm is -1, must be 0 to 64"},
 		{"unpacked size", minimal + "\nimages: {maxUnpackedSize: 1Ki}\n", "at least 64Mi"},
+		{"image GC", minimal + "\nimages: {gcHighThresholdPercent: 80}\n", "gcHighThresholdPercent is 80 and images.gcLowThresholdPercent 80"},
+		{"image GC above all", minimal + "\nimages: {gcHighThresholdPercent: 101}\n", "gcHighThresholdPercent is 101"},
 		{"collector", minimal + "\ntracing: {endpoint: collector}\n", `tracing.endpoint is "collector", must be host:port`},
 		{"sampling", minimal + "\ntracing: {samplingRatePerMillion: 1000001}\n", "must be 0 to 1000000"},
 		{"ephemeral", strings.Replace(minimal, "  guest:", "  ephemeralDefault: 1Ki\n  guest:", 1), "at least 64Mi"},

@@ -183,6 +183,9 @@ func validateAmounts(c *v1alpha1.SphereletConfiguration) (errs []error) {
 	if n := c.Images.MaxConcurrentDownloads; n < 1 || n > 32 {
 		errs = append(errs, invalid("images.maxConcurrentDownloads is %d, must be 1 to 32", n))
 	}
+	if high, low := *c.Images.GCHighThresholdPercent, *c.Images.GCLowThresholdPercent; low < 0 || low >= high || high > 100 {
+		errs = append(errs, invalid("images.gcHighThresholdPercent is %d and images.gcLowThresholdPercent %d, must be 0 to 100, the low one below the high one", high, low))
+	}
 	errs = append(errs, validDuration("images.progressTimeout", c.Images.ProgressTimeout), validDuration("streaming.idleTimeout", c.Streaming.IdleTimeout))
 	errs = append(errs, validTracing(c.Tracing))
 	if (c.Streaming.CertFile == "") != (c.Streaming.KeyFile == "") {

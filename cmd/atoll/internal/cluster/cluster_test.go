@@ -49,6 +49,9 @@ func TestSphereletConfigIsStrictYAML(t *testing.T) {
 	if c.Kind != v1alpha1.SphereletKind || c.NodeName != "n1" || c.NodeIP != "198.18.0.1" || c.NetworkNamespace != l.NetnsPath() || c.Hypervisor.Guest != "/guest" {
 		t.Errorf("configuration: %+v", c)
 	}
+	if *c.Images.GCHighThresholdPercent != 100 || strings.HasSuffix(c.EvictionHard["imagefs.available"], "%") {
+		t.Errorf("images %+v and eviction %v go by how full the host's disk is", c.Images, c.EvictionHard)
+	}
 	if st, _ := os.Stat(l.SphereletConfig("n1")); st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v", st.Mode())
 	}

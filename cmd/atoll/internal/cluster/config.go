@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -67,7 +68,23 @@ func sphereletConfig(l Layout, s State, a Assets) v1alpha1.SphereletConfiguratio
 		KubeProxy:           &proxy,
 		ClusterCIDR:         c.PodCIDR.String(),
 		Hypervisor:          v1alpha1.HypervisorConfiguration{Guest: a.Guest},
-		Images:              v1alpha1.ImagesConfiguration{HostsDir: l.HostsDir()},
+		EvictionHard:        evictionHard(),
+		Images: v1alpha1.ImagesConfiguration{
+			HostsDir: l.HostsDir(), GCHighThresholdPercent: ptr.To[int32](100),
+		},
+	}
+}
+
+// evictionHard keeps so much of the disk free as a cluster needs to go on
+// (preflight asks for twice that), and images stay however full the disk is:
+// the disk of a machine on which somebody tries a cluster is full of their own
+// things, and a share of it says nothing of the pods. kind does the same.
+func evictionHard() map[string]string {
+	return map[string]string{
+		"memory.available":  "100Mi",
+		"nodefs.available":  "1Gi",
+		"nodefs.inodesFree": "5%",
+		"imagefs.available": "1Gi",
 	}
 }
 
