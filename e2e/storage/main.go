@@ -4,6 +4,7 @@
 //	go run ./e2e/storage                         all of it
 //	go run ./e2e/storage -focus 'volume-expand'  a part
 //	go run ./e2e/storage -continue -timeout 6m   what has no result yet, for so long
+//	go run ./e2e/storage -xfs                    what needs files that share blocks
 //
 // It builds the suite and its images, brings an isolated cluster up, and works
 // inside that cluster's network namespace: a registry on loopback and the suite.
@@ -32,7 +33,7 @@ type options struct {
 	focus, skip, out, table, build, bin, busybox string
 	procs                                        int
 	timeout                                      time.Duration
-	all, resume, tableOnly, built                bool
+	all, resume, tableOnly, built, xfs           bool
 }
 
 func parseOptions() options {
@@ -49,8 +50,12 @@ func parseOptions() options {
 	flag.BoolVar(&o.all, "all", false, "run the excluded specs as well")
 	flag.BoolVar(&o.resume, "continue", false, "leave out what has a result, other than a failure that is not known")
 	flag.BoolVar(&o.built, "built", false, "compile nothing: -build has the suite")
+	flag.BoolVar(&o.xfs, "xfs", false, "have the cluster's data on an XFS of its own, and run the specs that need files which share blocks; they are left out otherwise")
 	flag.BoolVar(&o.tableOnly, "table-only", false, "run nothing: write the table of the results there are")
 	flag.Parse()
+	if o.xfs && o.focus == "" {
+		o.focus = sharing
+	}
 	return o
 }
 
@@ -86,6 +91,11 @@ var errInside = errors.New("the run inside the cluster's network namespace faile
 // outside builds, while there is a network, brings a cluster up, runs this
 // program once more inside it, and takes the cluster down.
 func outside(ctx context.Context, o options) (err error) {
+	if o.xfs {
+		if err := ownMounts(); err != nil {
+			return err
+		}
+	}
 	if !o.built {
 		if err := buildSuite(ctx, o.build); err != nil {
 			return err
@@ -94,6 +104,15 @@ func outside(ctx context.Context, o options) (err error) {
 	data, err := os.MkdirTemp("", "atoll-e2e-storage-")
 	if err != nil {
 		return err
+	}
+	if o.xfs {
+		dir := data
+		unmount, mountErr := mountXFS(ctx, dir, o.build)
+		if mountErr != nil {
+			return errors.Join(mountErr, os.Remove(dir))
+		}
+		defer func() { err = errors.Join(err, unmount(), os.Remove(dir)) }()
+		data = filepath.Join(dir, "atoll")
 	}
 	atoll := filepath.Join(o.bin, "atoll")
 	defer func() {
