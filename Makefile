@@ -83,7 +83,8 @@ down: bin/atoll ## stop the cluster (DOWN_FLAGS=--purge also erases the data)
 leftovers: bin/atoll ## list what Atoll left on this machine; fails unless nothing
 	@bin/atoll leftovers
 
-test: test-deps build bin/kubelet bin/golangci-lint bin/csi-sanity ## lint, unit tests, VM suites, end-to-end tests
+test: test-deps ## lint, unit tests, VM suites, end-to-end tests
+	@$(MAKE) -j2 build bin/kubelet bin/golangci-lint bin/csi-sanity
 	@$(GO) run ./internal/testsum lint unit suites e2e
 test-deps:
 	@DEPS=test deploy/deps.sh

@@ -88,7 +88,7 @@ func TestPodsRunSideBySide(t *testing.T) {
 				t.Fatalf("nothing hangs at %s", step)
 			default:
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if step != "start" { // the fake's execs hang there, too
 				x, err := s.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ctr, Cmd: []string{"echo", "here"}})
@@ -303,7 +303,7 @@ func (s *testServer) hastyLife(t *testing.T, rnd *rand.Rand, uid string) {
 		for try := 0; ; try++ {
 			limit := time.Duration(rnd.IntN(200)) * time.Millisecond
 			if try > 20 {
-				limit = 20 * time.Second // the machine is busy
+				limit = time.Minute // the machine is busy
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			err := do(ctx)

@@ -129,7 +129,7 @@ func hogTools(t *testing.T, dir string) string {
 // vmmOf is what inspectp shows of the VM.
 func (r *faultRoom) vmmOf(t *testing.T, p faultPod) sandboxView {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	resp, err := r.rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox, Verbose: true})
 	if err != nil {
@@ -329,10 +329,10 @@ func (r *faultRoom) vmmStopped(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	within("ListPodSandbox", 2*time.Second, func(ctx context.Context) error {
+	within("ListPodSandbox", 15*time.Second, func(ctx context.Context) error {
 		return second(r.rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}))
 	})
-	within("stats of all", 3*time.Second, func(ctx context.Context) error {
+	within("stats of all", 15*time.Second, func(ctx context.Context) error {
 		resp, err := r.rt.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
 		if len(resp.GetStats()) != 1 {
 			t.Errorf("stats of %d pods, want the neighbour's", len(resp.GetStats()))

@@ -218,7 +218,7 @@ func (r *fuzzRig) judge(t testing.TB, name string, err error) {
 func (r *fuzzRig) restore(t testing.TB) {
 	t.Helper()
 	ctx, rt := context.Background(), &runtimeService{Server: r.server}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for r.busy() {
 		if time.Now().After(deadline) {
 			t.Fatal("a sandbox is being made or unmade without end")
@@ -307,7 +307,7 @@ func (r *fuzzRig) checkFiles(t testing.TB) {
 func (r *fuzzRig) checkGoroutines(t testing.TB) {
 	t.Helper()
 	const slack = 6 // timers' and grpc's own come and go
-	for end := time.Now().Add(15 * time.Second); runtime.NumGoroutine() > r.goroutines+slack; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > r.goroutines+slack; time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, %d at the start:\n%s", runtime.NumGoroutine(), r.goroutines, buf[:runtime.Stack(buf, true)])

@@ -34,7 +34,7 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			explain(ts)
-			ts.Fatalf("after %s still: %s: %v", args[0], strings.Join(args[1:], " "), err)
+			ts.Fatalf("after thrice %s still: %s: %v", args[0], strings.Join(args[1:], " "), err)
 		}
 		time.Sleep(pause)
 	}
@@ -59,7 +59,7 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			explain(ts)
-			ts.Fatalf("after %s: %s: %v; want match of %q: %v; got:\n%s%s", args[0],
+			ts.Fatalf("after thrice %s: %s: %v; want match of %q: %v; got:\n%s%s", args[0],
 				strings.Join(args[2:], " "), err, args[1], !neg, out, ts.ReadFile("stderr"))
 		}
 		time.Sleep(pause)
@@ -85,10 +85,14 @@ func cmdFinally(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
+// patience is for machines that are slower, or busier, than one of two idle
+// CPUs, for which the scripts' times are meant: only what fails waits for it.
+const patience = 3
+
 func deadlineOf(ts *testscript.TestScript, s string) time.Time {
 	d, err := time.ParseDuration(s)
 	ts.Check(err)
-	return time.Now().Add(d)
+	return time.Now().Add(patience * d)
 }
 
 // explain shows the pods and events of the script's namespace in its log.

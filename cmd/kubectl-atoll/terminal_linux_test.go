@@ -70,7 +70,7 @@ func TestTerminal(t *testing.T) {
 // untilQuiet returns when the terminal has stopped to show what is typed.
 func untilQuiet(t *testing.T, f *os.File) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); echoes(t, f); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); echoes(t, f); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the terminal goes on showing what is typed")
 		}
@@ -101,7 +101,7 @@ func watch(near *os.File) *watched {
 
 func (w *watched) await(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for !strings.Contains(w.shown.String(), text) {
 		select {
 		case b := <-w.more:

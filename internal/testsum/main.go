@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -25,14 +26,18 @@ import (
 type suite struct {
 	name   string
 	budget time.Duration
-	steps  func(context.Context) ([]step, error)
+	// lanes is how many steps run at a time.
+	lanes int
+	steps func(context.Context) ([]step, error)
 }
 
 var suites = []suite{
-	{"lint", 15 * time.Minute, lintSteps},
-	{"unit", 15 * time.Minute, unitSteps},
-	{"suites", 24 * time.Minute, vmSteps},
-	{"e2e", 25 * time.Minute, e2eSteps},
+	// The linter works in what the suites after it leave idle, so that its
+	// budget is theirs, too.
+	{"lint", 60 * time.Minute, 1, lintSteps},
+	{"unit", 15 * time.Minute, 1, unitSteps},
+	{"suites", 24 * time.Minute, 2, vmSteps},
+	{"e2e", 25 * time.Minute, 1, e2eSteps},
 }
 
 func main() {
@@ -43,9 +48,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "testsum:", err)
 		os.Exit(2)
 	}
+	var under []<-chan result
+	for i, s := range chosen {
+		under = append(under, s.start(ctx, i < len(chosen)-1))
+	}
 	var results []result
-	for _, s := range chosen {
-		results = append(results, s.run(ctx))
+	for _, u := range under {
+		results = append(results, <-u)
 	}
 	if !report(os.Stdout, results) {
 		os.Exit(1)
@@ -71,31 +80,77 @@ func choose(names []string) ([]suite, error) {
 	return chosen, nil
 }
 
-// run runs all steps, even after one has failed.
-func (s suite) run(ctx context.Context) result {
+// start runs all steps, even after one has failed. It returns when all have
+// ended but those that may go on in the background while other suites run, if
+// more of them follow; the result comes when those have, too.
+func (s suite) start(ctx context.Context, more bool) <-chan result {
 	began := time.Now()
 	fmt.Printf("=== %s (at most %v)\n", s.name, s.budget)
 	ctx, cancel := context.WithTimeout(ctx, s.budget)
-	defer cancel()
 	r := result{suite: s}
-	log, err := openLog(s.name)
+	steps, err := s.steps(ctx)
+	var log *stepLog
 	if err == nil {
-		defer log.Close()
-		var steps []step
-		if steps, err = s.steps(ctx); err == nil {
-			for _, st := range steps {
-				r.add(st.run(ctx, log))
-			}
-		}
+		log, err = openLog(s.name)
 	}
 	if err != nil {
 		r.fail(s.name, err.Error())
+		steps = nil
 	}
-	if ctx.Err() == context.DeadlineExceeded {
-		r.fail(s.name, fmt.Sprintf("over its budget of %v", s.budget))
+	var now, later []step
+	for _, st := range steps {
+		if st.background && more {
+			later = append(later, st.idle())
+		} else {
+			now = append(now, st)
+		}
 	}
-	r.took = time.Since(began)
-	return r
+	end := func() result {
+		defer cancel()
+		if ctx.Err() == context.DeadlineExceeded {
+			r.fail(s.name, fmt.Sprintf("over its budget of %v", s.budget))
+		}
+		if log != nil {
+			_ = log.Close()
+		}
+		r.took = time.Since(began)
+		return r
+	}
+	r.add(s.side(ctx, now, log))
+	done := make(chan result, 1)
+	if len(later) == 0 {
+		done <- end()
+		return done
+	}
+	go func() {
+		r.add(s.side(ctx, later, log))
+		done <- end()
+	}()
+	return done
+}
+
+// side runs steps, as many at a time as the suite has lanes. They begin in
+// their order.
+func (s suite) side(ctx context.Context, steps []step, log *stepLog) (sum result) {
+	queue := make(chan step, len(steps))
+	for _, st := range steps {
+		queue <- st
+	}
+	close(queue)
+	var mu sync.Mutex
+	var lanes sync.WaitGroup
+	for range s.lanes {
+		lanes.Go(func() {
+			for st := range queue {
+				r := st.run(ctx, log)
+				mu.Lock()
+				sum.add(r)
+				mu.Unlock()
+			}
+		})
+	}
+	lanes.Wait()
+	return sum
 }
 
 // report prints the table and says whether all is well.

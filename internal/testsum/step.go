@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -27,6 +28,9 @@ type step struct {
 	name string
 	argv []string
 	env  []string
+	// background says that the step may go on while other suites run: it uses
+	// no CPU that they want.
+	background bool
 	// test says that argv is `go test -json ...`.
 	test bool
 	// ignore are tests whose being skipped says nothing (package and name):
@@ -36,12 +40,36 @@ type step struct {
 	fail func(output string) string
 }
 
-func openLog(name string) (*os.File, error) {
+// A stepLog is what go test says of all steps of a suite, as whole lines.
+type stepLog struct {
+	*os.File
+	mu sync.Mutex
+}
+
+func openLog(name string) (*stepLog, error) {
 	dir := filepath.Join("build", "test")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	return os.Create(filepath.Join(dir, name+".jsonl"))
+	f, err := os.Create(filepath.Join(dir, name+".jsonl"))
+	return &stepLog{File: f}, err
+}
+
+// line adds one, without its end. What cannot be logged is in the result all
+// the same.
+func (l *stepLog) line(b []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _ = l.Write(append(bytes.Clone(b), '\n'))
+}
+
+// idle is the step with a scheduling policy that gives it what CPU time
+// nobody else wants, where util-linux is there to set it.
+func (s step) idle() step {
+	if chrt, err := exec.LookPath("chrt"); err == nil {
+		s.argv = append([]string{chrt, "--idle", "0"}, s.argv...)
+	}
+	return s
 }
 
 // command is in a process group of its own, which gets SIGTERM, and a little
@@ -55,7 +83,7 @@ func (s step) command(ctx context.Context) *exec.Cmd {
 	return cmd
 }
 
-func (s step) run(ctx context.Context, log io.Writer) result {
+func (s step) run(ctx context.Context, log *stepLog) result {
 	if s.test {
 		return s.runTest(ctx, log)
 	}
@@ -74,7 +102,7 @@ func (s step) run(ctx context.Context, log io.Writer) result {
 	return r
 }
 
-func (s step) runTest(ctx context.Context, log io.Writer) result {
+func (s step) runTest(ctx context.Context, log *stepLog) result {
 	cmd := s.command(ctx)
 	stdout, err := cmd.StdoutPipe()
 	var stderr bytes.Buffer
@@ -84,9 +112,10 @@ func (s step) runTest(ctx context.Context, log io.Writer) result {
 	}
 	c := newCounter(s.ignore)
 	if err == nil {
-		sc := bufio.NewScanner(io.TeeReader(stdout, log))
+		sc := bufio.NewScanner(stdout)
 		sc.Buffer(nil, 16<<20)
 		for sc.Scan() {
+			log.line(sc.Bytes())
 			c.line(sc.Bytes())
 		}
 		_, _ = io.Copy(io.Discard, stdout)

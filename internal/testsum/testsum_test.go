@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func TestCounter(t *testing.T) {
@@ -69,5 +72,35 @@ func TestLongTests(t *testing.T) {
 	got, err := longTests(pkg{Dir: dir, TestGoFiles: []string{"a_vm_test.go", "a_test.go"}})
 	if want := []string{"TestBoot", "TestLong"}; err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, %v; want %q", got, err, want)
+	}
+}
+
+// TestSideBySide: as many steps as there are lanes run at a time, and those of
+// the background while another suite runs; each blocks until its other end of
+// a FIFO is opened.
+func TestSideBySide(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"lanes", "ground"} {
+		if err := syscall.Mkfifo(name, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shell := func(command string) step { return step{name: command, argv: []string{"sh", "-c", command}} }
+	read, write := shell("cat < ground"), shell("echo > ground")
+	read.background = true
+	of := func(name string, lanes int, steps ...step) suite {
+		return suite{name, time.Minute, lanes, func(context.Context) ([]step, error) { return steps, nil }}
+	}
+	first := of("first", 2, shell("cat < lanes"), shell("echo > lanes"), read).start(t.Context(), true)
+	second := of("second", 1, write).start(t.Context(), false)
+	if r := <-first; r.passed != 3 || len(r.failed) > 0 {
+		t.Errorf("first: %d passed, failed %q", r.passed, r.failed)
+	}
+	if r := <-second; r.passed != 1 || len(r.failed) > 0 {
+		t.Errorf("second: %d passed, failed %q", r.passed, r.failed)
+	}
+	failing := of("third", 1, shell("exit 3"), shell("true")).start(t.Context(), false)
+	if r := <-failing; r.passed != 1 || !reflect.DeepEqual(r.failed, []string{"exit 3"}) {
+		t.Errorf("third: %d passed, failed %q", r.passed, r.failed)
 	}
 }

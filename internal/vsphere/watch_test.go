@@ -64,7 +64,7 @@ func (f *folders) Lost(err error) {
 // until waits for the watch to show something.
 func (f *folders) until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		f.mu.Lock()
 		done := ok()

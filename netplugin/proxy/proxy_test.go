@@ -61,7 +61,7 @@ func read(addr string) (string, error) {
 // eventually retries for the time that a sync may take.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -151,7 +151,7 @@ func TestServices(t *testing.T) {
 		if err != nil {
 			t.Errorf("Run ended with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("Run did not end with its context")
 	}
 	if there, err := Present(t.Context()); !there || err != nil {

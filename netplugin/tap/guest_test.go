@@ -73,7 +73,7 @@ func awaitCarrier(t *testing.T, tap string) {
 		t.Fatal(err)
 	}
 	defer nl.Close()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		link, err := nl.LinkByName(tap)
 		if err != nil {
 			t.Fatal(err)
@@ -200,7 +200,7 @@ func (g *testGuest) sendFrame(from, to net.HardwareAddr, etherType uint16, body 
 // wants waits for a packet with this text in its data.
 func (g *testGuest) wants(text string) ipPacket {
 	g.t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case p := <-g.got:

@@ -252,11 +252,12 @@ func clientFrom(t *testing.T, cfg *rest.Config) *kubernetes.Clientset {
 	return c
 }
 
-// eventually retries f for up to 15 s.
+// eventually retries f for up to a minute: a machine may be slow, and only a
+// test that fails waits for so long.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if err = f(); err == nil {
 			return
 		}

@@ -186,7 +186,7 @@ func (n *namespacesTest) restarted(t *testing.T) {
 	}
 	n.startVCenter(t, c)
 	// The watch backs off: it may be a while until it tries again.
-	for deadline := time.Now().Add(45 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		sup := &v1alpha1.Supervisor{}
 		if err := n.admin.Get(t.Context(), client.ObjectKey{Name: v1alpha1.SupervisorName}, sup); err == nil && meta.IsStatusConditionTrue(sup.Status.Conditions, v1alpha1.ConditionConnected) {
 			break

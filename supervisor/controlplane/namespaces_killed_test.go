@@ -25,7 +25,7 @@ const (
 	roleKeeper    = "keeper"
 	keeperEnv     = "ATOLL_CONTROLPLANE_TEST_KUBECONFIG"
 	noKeeperEnv   = "ATOLL_CONTROLPLANE_TEST_NO_KEEPER"
-	killedTimeout = 30 * time.Second
+	killedTimeout = 2 * time.Minute
 )
 
 func keeperMain() int {

@@ -114,7 +114,7 @@ func (p *testPKI) client(name string) *http.Client {
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}
-	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: c, DisableKeepAlives: true}}
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: c, DisableKeepAlives: true}}
 }
 
 // A world is a running server, with a clock that stands still.

@@ -213,7 +213,7 @@ func TestSeedAndServe(t *testing.T) {
 		if err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("Serve did not end")
 	}
 	l, err = net.Listen("tcp", "127.0.0.1:0")

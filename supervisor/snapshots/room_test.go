@@ -164,7 +164,7 @@ func TestRoomWakesClaims(t *testing.T) {
 	if _, err := p.client.StorageV1().CSIStorageCapacities("kube-system").Update(t.Context(), grown, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	defer time.AfterFunc(10*time.Second, p.queue.ShutDown).Stop()
+	defer time.AfterFunc(time.Minute, p.queue.ShutDown).Stop()
 	for { // what was there at first wakes it, too
 		key, down := p.queue.Get()
 		if down {

@@ -154,7 +154,7 @@ func serveOn(t *testing.T, rw io.ReadWriter) *fakeGuest {
 
 func attach(t *testing.T, conn net.Conn) *Client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := Attach(ctx, conn)
 	if err != nil {
@@ -166,7 +166,7 @@ func attach(t *testing.T, conn net.Conn) *Client {
 
 func hello(t *testing.T, c *Client) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	r, err := c.Hello(ctx, &HelloRequest{HostVersion: "1"})
 	if err != nil || r.Version != "test 1" {
@@ -323,7 +323,7 @@ func TestEnd(t *testing.T) {
 	}
 	select {
 	case <-g.over:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the guest still serves a session that was ended")
 	}
 	hello(t, attach(t, dev.dial(t)))
@@ -461,7 +461,7 @@ func TestUnansweredCallsAreBounded(t *testing.T) {
 	call(10 * time.Millisecond)
 	select {
 	case <-c.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the session goes on with %d calls unanswered", c.abandoned.Load())
 	}
 }

@@ -213,7 +213,7 @@ func (vm *testVM) start(extra []string) {
 
 func (vm *testVM) dial() net.Conn {
 	vm.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("unix", vm.socket)
 		if err == nil {
 			return conn
@@ -232,7 +232,7 @@ func (vm *testVM) command(line string) string {
 		vm.t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintln(conn, line)
 	said := ""
 	for b := make([]byte, 4096); strings.Count(said, "(qemu)") < 2; {

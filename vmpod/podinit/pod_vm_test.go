@@ -56,7 +56,7 @@ func TestPod(t *testing.T) {
 	}
 	select {
 	case <-g.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the VM did not power off")
 	}
 }
@@ -366,7 +366,7 @@ func testPortForward(g guestOps) {
 		break
 	}
 	conn, err := g.PortForward(g.ctx, 8080)
-	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); err != nil && time.Now().Before(end); {
 		time.Sleep(50 * time.Millisecond) // nc binds behind the echo
 		conn, err = g.PortForward(g.ctx, 8080)
 	}

@@ -91,7 +91,7 @@ func TestDisksAndNIC(t *testing.T) {
 		t.Errorf("status of a stopped VMM: %+v, %v", st, err)
 	}
 	unix.Kill(m.proc.PID, unix.SIGCONT)
-	m.d.cfg.Deadline = 10 * time.Second
+	m.d.cfg.Deadline = time.Minute
 	if st, err := m.Status(context.Background()); err != nil || st.State != vmpod.StateRunning {
 		t.Errorf("status when it answers again: %+v, %v", st, err)
 	}
@@ -308,7 +308,7 @@ func TestUnfinishedLaunch(t *testing.T) {
 	go func() { done <- waitPidfd(pidfd) }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the QEMU of an unfinished launch still runs")
 	}
 	if left := leftovers(t, cfg); len(left) > 0 {
@@ -334,7 +334,7 @@ func TestRawCommand(t *testing.T) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		q, err := dialQMP(ctx, filepath.Join(cfg.RunDir, qmpSocket), nil)

@@ -26,7 +26,7 @@ func TestVitals(t *testing.T) {
 		t.Errorf("progress %+v, %v", p, err)
 	}
 	until := func(want bool) bool {
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			if stopped(pid) == want {
 				return true
 			}

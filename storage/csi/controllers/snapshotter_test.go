@@ -148,7 +148,7 @@ func running(t *testing.T, d *driver, c *snapshotv1.VolumeSnapshotContent) func(
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in 20 s: %s", what)
 		}

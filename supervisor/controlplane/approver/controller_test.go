@@ -25,7 +25,7 @@ func TestControllerWaitsForAddresses(t *testing.T) {
 	addresses := good.node.Status.Addresses
 	good.node.Status.Addresses = nil
 	client := fake.NewClientset(good.node, &good.csr, &bad.csr)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := New(client, Reserved{}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ended := make(chan error, 1)

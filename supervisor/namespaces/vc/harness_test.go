@@ -242,7 +242,7 @@ func start0(t *testing.T, o Options) *harness {
 // until waits for something that the watch brings.
 func (h *harness) until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	late := time.After(30 * time.Second)
+	late := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-h.change:

@@ -64,7 +64,7 @@ func watchPools(t *testing.T, c *govmomi.Client) <-chan string {
 
 func expect(t *testing.T, told <-chan string, want string) {
 	t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		select {
 		case got, ok := <-told:
@@ -116,7 +116,7 @@ func TestWatchAll(t *testing.T) {
 		must[*object.ResourcePool](t)(root.Create(t.Context(), fmt.Sprint("p", i), spec()))
 	}
 	seen := map[string]bool{}
-	limit := time.After(30 * time.Second)
+	limit := time.After(time.Minute)
 	for len(seen) < pools {
 		select {
 		case got := <-told:

@@ -29,7 +29,7 @@ func start(t *testing.T, script string) (Identity, string) {
 // waitFor returns when the script has written its first line.
 func waitFor(t *testing.T, log string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if b, _ := os.ReadFile(log); len(b) > 0 {
 			return
 		}
