@@ -134,6 +134,7 @@ func (c Config) schedulerArgs() []string {
 // and a second such command in the process panics.
 func runAPIServer(ctx context.Context, args []string) error {
 	s := apiserveroptions.NewServerRunOptions()
+	addAdmission(s.Admission.GenericAdmission)
 	named := s.Flags()
 	if err := parseFlags("kube-apiserver", named.FlagSets, args); err != nil {
 		return err

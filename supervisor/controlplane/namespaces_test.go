@@ -49,6 +49,7 @@ func TestNamespaces(t *testing.T) {
 	cfg := testConfig(t)
 	startServer(t, cfg)
 	n := newNamespacesTest(t, cfg)
+	t.Run("no Supervisor", n.early)
 	n.join(t)
 	t.Run("create", n.create)
 	t.Run("change", n.change)
@@ -282,6 +283,21 @@ func shop(name string) *v1alpha1.SupervisorNamespace {
 		{Kind: v1alpha1.GroupSubject, Name: "devs", Domain: "vsphere.local", Role: v1alpha1.RoleEdit},
 	}
 	return ns
+}
+
+// early: a namespace has its finalizer from the first moment on, and goes again
+// where nothing of it can be in vSphere.
+func (n *namespacesTest) early(t *testing.T) {
+	ns := svns("early")
+	eventually(t, "the kind is served", func() error { return n.admin.Create(t.Context(), ns) })
+	if !slices.Contains(ns.Finalizers, v1alpha1.NamespaceFinalizer) {
+		t.Errorf("it was made with the finalizers %q", ns.Finalizers)
+	}
+	n.await(t, "early", metav1.ConditionFalse, v1alpha1.ReasonNoSupervisor)
+	if err := n.admin.Delete(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	n.gone(t, ns)
 }
 
 func (n *namespacesTest) create(t *testing.T) {

@@ -27,7 +27,7 @@ type VCenter interface {
 	Post(ctx context.Context, ref vc.Ref, e vc.Event) error
 
 	State(ref vc.Ref) (vc.State, error)
-	List() ([]vc.State, error)
+	List() ([]vc.Ref, error)
 	Zones() ([]vc.ZoneState, error)
 	Policies() ([]vc.Policy, time.Time, error)
 	Health() vc.Health

@@ -85,6 +85,9 @@ func (p *pass) deleteNamespace(ctx context.Context) (bool, error) {
 func (p *pass) deletePools(ctx context.Context) bool {
 	err := p.conn.missing(ctx)
 	if apierrors.IsNotFound(err) {
+		if st := &p.ns.Status; len(st.Pools) == 0 && st.Folder == nil && st.LastSynced == nil {
+			return true // made while there was no Supervisor: one stays for as long as namespaces may need it
+		}
 		p.wait(v1alpha1.ReasonNoSupervisor, "pools and folder may be in vSphere, and there is no Supervisor %s to reach it: make it again", v1alpha1.SupervisorName)
 		return false
 	}

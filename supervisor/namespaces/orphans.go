@@ -27,7 +27,7 @@ func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1
 	if err != nil {
 		return supervisorEvery, nil
 	}
-	states, err := vcenter.List()
+	refs, err := vcenter.List()
 	if err != nil {
 		return supervisorEvery, nil // nothing is known
 	}
@@ -42,15 +42,15 @@ func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1
 	}
 	seen := map[string]time.Time{}
 	var due []int
-	for i, s := range states {
-		if known[s.UID] {
+	for i, ref := range refs {
+		if known[ref.UID] {
 			continue
 		}
-		at, ok := r.orphans[s.UID]
+		at, ok := r.orphans[ref.UID]
 		if !ok {
 			at = r.now()
 		}
-		seen[s.UID] = at
+		seen[ref.UID] = at
 		if left := r.orphanGrace - r.now().Sub(at); left <= 0 {
 			due = append(due, i)
 		} else {
@@ -73,19 +73,19 @@ func (r *supervisorReconciler) collectOrphans(ctx context.Context, sup *v1alpha1
 		known[string(live.Items[i].UID)] = true
 	}
 	for _, i := range due {
-		s := states[i]
-		if known[s.UID] {
+		ref := refs[i]
+		if known[ref.UID] {
 			continue
 		}
-		switch err := vcenter.Delete(ctx, s.Ref); {
+		switch err := vcenter.Delete(ctx, ref); {
 		case err == nil:
-			r.log.Info("removed what a namespace without an object had in vSphere", "namespace", s.Name, "uid", s.UID)
+			r.log.Info("removed what a namespace without an object had in vSphere", "namespace", ref.Name, "uid", ref.UID)
 		case errdefs.IsUnavailable(err):
 			return again, nil
 		default:
-			seen[s.UID] = r.now() // asked again after the grace
+			seen[ref.UID] = r.now() // asked again after the grace
 			r.events.Eventf(sup, nil, corev1.EventTypeWarning, "Orphan", "Collect", "%s",
-				clip(fmt.Sprintf("namespace %q has no SupervisorNamespace, but something in vSphere: %v", s.Name, err), maxText))
+				clip(fmt.Sprintf("namespace %q has no SupervisorNamespace, but something in vSphere: %v", ref.Name, err), maxText))
 		}
 	}
 	return again, nil

@@ -206,20 +206,20 @@ func (p *pass) ensure(ctx context.Context, vcenter VCenter, want vc.Namespace) {
 // behind, if it is empty. That one is gone for certain: names are unique, and
 // this one has the name.
 func (p *pass) clearOrphan(ctx context.Context, vcenter VCenter) bool {
-	states, err := vcenter.List()
+	refs, err := vcenter.List()
 	if err != nil {
 		return false
 	}
 	cleared := false
-	for _, s := range states {
-		if s.Name != p.ns.Name || s.UID == string(p.ns.UID) {
+	for _, ref := range refs {
+		if ref.Name != p.ns.Name || ref.UID == string(p.ns.UID) {
 			continue
 		}
-		if err := vcenter.Delete(ctx, s.Ref); err != nil {
+		if err := vcenter.Delete(ctx, ref); err != nil {
 			p.fail(v1alpha1.ReasonPoolNotOurs, "an earlier namespace %s left its pool or folder behind: %v", p.ns.Name, err)
 			continue
 		}
-		p.log.Info("removed what an earlier namespace left in vSphere", "namespace", p.ns.Name, "uid", s.UID)
+		p.log.Info("removed what an earlier namespace left in vSphere", "namespace", p.ns.Name, "uid", ref.UID)
 		cleared = true
 	}
 	return cleared

@@ -259,7 +259,7 @@ func TestDelete(t *testing.T) {
 		t.Error("the folder is still there")
 	}
 	v.pool(t, "keep")
-	if all, err := h.List(); err != nil || len(all) != 1 || all[0].Ref != keep.Ref {
+	if all, err := h.List(); err != nil || len(all) != 1 || all[0] != keep.Ref {
 		t.Errorf("the list is %+v, %v", all, err)
 	}
 	// A mark that somebody took away protects the object.

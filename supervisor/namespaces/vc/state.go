@@ -51,24 +51,24 @@ func (c *Client) State(r Ref) (State, error) {
 	return c.state(r), nil
 }
 
-// List is the State of every namespace that bears this supervisor's mark, by
+// List has every namespace that has something with this supervisor's mark, by
 // name: to find what was left behind. One whose making was interrupted may have
 // no name.
-func (c *Client) List() ([]State, error) {
+func (c *Client) List() ([]Ref, error) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
 	if err := c.known(); err != nil {
 		return nil, err
 	}
-	all := make([]State, 0, len(c.cache.owned))
+	all := make([]Ref, 0, len(c.cache.owned))
 	for uid, objects := range c.cache.owned {
 		r := Ref{UID: uid}
 		for _, owner := range objects {
 			r.Name = cmp.Or(owner.Name, r.Name)
 		}
-		all = append(all, c.state(r))
+		all = append(all, r)
 	}
-	slices.SortFunc(all, func(a, b State) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID)) })
+	slices.SortFunc(all, func(a, b Ref) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID)) })
 	return all, nil
 }
 

@@ -59,7 +59,7 @@ func (s *Server) poolArgument(p *simulator.ResourcePool) types.ResourcePoolEvent
 }
 
 func (s *Server) poolEvent(p *simulator.ResourcePool) types.ResourcePoolEvent {
-	at := s.poolState(p)
+	at := s.poolItself(p)
 	e := types.ResourcePoolEvent{ResourcePool: s.poolArgument(p)}
 	e.ComputeResource = &types.ComputeResourceEventArgument{EntityEventArgument: types.EntityEventArgument{Name: s.nameOf(at.Owner)}, ComputeResource: at.Owner}
 	dc := s.inventory.dc.Self

@@ -88,10 +88,21 @@ func (f *filter) delta(s *Server, ctx *simulator.Context, dirty map[types.Manage
 			f.sent[ref] = props
 		}
 	}
-	for ref := range f.sent {
-		if _, there := now[ref]; !there && (dirty == nil || dirty[ref]) {
+	left := func(ref types.ManagedObjectReference) {
+		if _, there := now[ref]; !there {
 			delete(f.sent, ref)
 			updates = append(updates, types.ObjectUpdate{Kind: types.ObjectUpdateKindLeave, Obj: ref})
+		}
+	}
+	if dirty == nil {
+		for ref := range f.sent {
+			left(ref)
+		}
+		return updates, nil
+	}
+	for ref := range dirty { // and not all that was sent, of which there are thousands
+		if _, sent := f.sent[ref]; sent {
+			left(ref)
 		}
 	}
 	return updates, nil

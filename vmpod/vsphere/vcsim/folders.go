@@ -7,24 +7,22 @@ import (
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// freeName returns a name as vSphere keeps it, or the fault if one of the
-// siblings has it. Call it with s.mu held.
-func (s *Server) freeName(name string, siblings []types.ManagedObjectReference) (string, types.BaseMethodFault) {
-	// vSphere's escapes: Managed Object Browser, ManagedEntity.name.
-	name = strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c").Replace(unescape(name))
+// vSphere's escapes: Managed Object Browser, ManagedEntity.name.
+var escapes = strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c")
+
+// freeName returns a name as vSphere keeps it, or the fault if a child of the
+// parent's has it, other than self (which may be none). Call it with s.mu held.
+func (s *Server) freeName(name string, parent, self types.ManagedObjectReference) (string, types.BaseMethodFault) {
+	name = escapes.Replace(unescape(name))
 	if name == "" || len(name) > 80*3 {
 		return "", &types.InvalidName{VimFault: vimReason("a name has 1 to 80 characters"), Name: name}
 	}
-	for _, ref := range siblings {
-		// Names change with s.mu held alone: no lock for each of a thousand.
-		if e, ok := s.vim.Get(ref).(mo.Entity); ok && strings.EqualFold(e.Entity().Name, name) {
-			return "", &types.DuplicateName{VimFault: vimReason("the name " + name + " is taken here"), Name: name, Object: ref}
-		}
+	if ref, taken := s.names.child(s, parent, self, name); taken {
+		return "", &types.DuplicateName{VimFault: vimReason("the name " + name + " is taken here"), Name: name, Object: ref}
 	}
 	return name, nil
 }
@@ -35,20 +33,6 @@ func unescape(name string) string {
 		return plain
 	}
 	return name
-}
-
-// siblings of an entity, without itself.
-func (s *Server) siblings(self types.ManagedObjectReference, parent *types.ManagedObjectReference) []types.ManagedObjectReference {
-	if parent == nil {
-		return nil
-	}
-	if p, ok := s.pool(*parent); ok && self.Type == "ResourcePool" {
-		return without(s.poolState(p).ResourcePool, self)
-	}
-	if f, ok := s.vim.Get(*parent).(*simulator.Folder); ok {
-		return without(s.children(f), self)
-	}
-	return nil
 }
 
 func (s *Server) children(f *simulator.Folder) (refs []types.ManagedObjectReference) {
@@ -64,7 +48,7 @@ func (c *call) createFolder() soap.HasFault {
 	if !ok || !slices.Contains(parent.ChildType, "Folder") {
 		return refuse(&types.NotSupported{})
 	}
-	name, fault := c.s.freeName(r.Name, c.s.children(parent))
+	name, fault := c.s.freeName(r.Name, parent.Self, types.ManagedObjectReference{})
 	if fault != nil {
 		return refuse(fault)
 	}
@@ -80,7 +64,8 @@ func (s *Server) putFolder(parent *simulator.Folder, self types.ManagedObjectRef
 	f.Self, f.Name, f.ChildType = self, name, parent.ChildType
 	f.AvailableField = s.availableFields("Folder")
 	s.vim.PutEntity(parent, f)
-	s.update(parent, set("childEntity", append(s.children(parent), f.Self)))
+	s.names.rename(f.Self, "", name)
+	s.adopt(parent, "childEntity", &parent.ChildEntity, f.Self)
 	return f
 }
 
@@ -130,7 +115,7 @@ func (s *Server) moveFolder(ref types.ManagedObjectReference, to *simulator.Fold
 	if from.Self == to.Self {
 		return nil
 	}
-	if _, fault := s.freeName(s.nameOf(ref), s.children(to)); fault != nil {
+	if _, fault := s.freeName(s.nameOf(ref), to.Self, ref); fault != nil {
 		return fault
 	}
 	s.update(from, set("childEntity", without(s.children(from), ref)))
@@ -165,17 +150,18 @@ func (c *call) rename() soap.HasFault {
 	if _, mirror := c.s.mirrorOf(c.this); mirror {
 		return c.task(nil, &types.NotSupported{RuntimeFault: reason(mirrorIsPods)}, false)
 	}
-	parent := c.s.parent(c.this)
-	name, fault := c.s.freeName(r.NewName, c.s.siblings(c.this, &parent))
+	was := c.s.nameOf(c.this)
+	name, fault := c.s.freeName(r.NewName, c.s.parent(c.this), c.this)
 	if fault != nil {
 		return c.task(nil, fault, false)
 	}
 	changes := []types.PropertyChange{set("name", name)}
 	if p, ok := c.s.pool(c.this); ok {
-		at := c.s.poolState(p)
+		at := c.s.poolItself(p)
 		changes = append(changes, set("summary", poolSummary(name, at.Config, at.Runtime)))
 	}
 	c.s.update(c.s.vim.Get(c.this), changes...)
+	c.s.names.rename(c.this, was, name)
 	if err := c.s.save(c.this); err != nil {
 		return c.broken(err)
 	}
@@ -254,6 +240,7 @@ func (s *Server) below(f *simulator.Folder, all []types.ManagedObjectReference) 
 // forget removes an object that users made, with its permissions and tags.
 func (s *Server) forget(ref types.ManagedObjectReference) {
 	delete(s.access.permissions, ref)
+	s.names.rename(ref, s.nameOf(ref), "")
 	s.tags.forget(ref)
 	s.vim.Remove(s.svc.Context, ref)
 }

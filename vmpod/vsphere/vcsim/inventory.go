@@ -119,6 +119,7 @@ func (s *Server) adoptBuilt() {
 	for _, e := range s.vim.All("") {
 		ref := e.Reference()
 		s.built[ref] = true
+		s.names.rename(ref, "", e.Entity().Name)
 		if p, ok := e.(*simulator.ResourcePool); ok {
 			s.rootPool(p)
 		}

@@ -72,7 +72,7 @@ func (s *Server) save(refs ...types.ManagedObjectReference) error {
 		if !s.fixed(ref) {
 			r.Parent, r.Name = s.parent(ref).Value, s.nameOf(ref)
 			if p, ok := s.pool(ref); ok {
-				config := s.poolState(p).Config
+				config := s.poolItself(p).Config
 				r.Config = &config
 			}
 			s.mirrors.mu.RLock()

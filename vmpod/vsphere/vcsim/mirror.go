@@ -109,8 +109,7 @@ func (s *Server) Mirror(_ context.Context, m Mirror) (string, error) {
 	ref, known := s.mirrors.byUUID[m.UUID]
 	was := s.mirrors.places[ref]
 	s.mirrors.mu.RUnlock()
-	folder := s.vim.Get(at.folder).(*simulator.Folder)
-	name, fault := s.freeName(m.Name, without(s.children(folder), ref))
+	name, fault := s.freeName(m.Name, at.folder, ref)
 	if fault != nil {
 		return "", fmt.Errorf("vcsim: mirror %q: %s: %w", m.Name, messageOf(fault), errdefs.ErrAlreadyExists)
 	}
@@ -261,6 +260,7 @@ func (s *Server) show(ref types.ManagedObjectReference, m Mirror, at place) {
 	}
 	summary.Guest = &types.VirtualMachineGuestSummary{GuestId: config.GuestId, HostName: m.HostName, IpAddress: guest.IpAddress, ToolsRunningStatus: guest.ToolsRunningStatus}
 	s.place(ref, m, at)
+	s.names.rename(ref, have.Name, m.Name)
 	s.update(vm, set("name", m.Name), set("config", &config), set("runtime", runtime), set("guest", &guest), set("summary", summary))
 }
 

@@ -54,6 +54,21 @@ func (s *Server) poolState(p *simulator.ResourcePool) (state mo.ResourcePool) {
 	return state
 }
 
+// poolItself is poolState without the pools and VMs in it, which may be thousands.
+func (s *Server) poolItself(p *simulator.ResourcePool) (state mo.ResourcePool) {
+	s.locked(p, func() { state = p.ResourcePool })
+	state.ResourcePool, state.Vm = nil, nil
+	return state
+}
+
+// adopt adds one to a list of children. Whoever has read the list keeps what was
+// read: what is in it is never changed in place.
+func (s *Server) adopt(parent mo.Reference, property string, children *[]types.ManagedObjectReference, child types.ManagedObjectReference) {
+	var all []types.ManagedObjectReference
+	s.locked(parent, func() { all = append(*children, child) })
+	s.update(parent, set(property, all))
+}
+
 func (c *call) createPool() soap.HasFault {
 	r := c.body.(*types.CreateResourcePool)
 	c.s.mu.Lock()
@@ -62,7 +77,7 @@ func (c *call) createPool() soap.HasFault {
 	if !ok {
 		return refuse(&types.NotSupported{})
 	}
-	name, fault := c.s.freeName(r.Name, c.s.poolState(parent).ResourcePool)
+	name, fault := c.s.freeName(r.Name, parent.Self, types.ManagedObjectReference{})
 	if fault != nil {
 		return refuse(fault)
 	}
@@ -93,7 +108,7 @@ func (c *call) createPool() soap.HasFault {
 // putPool makes a pool; self may hold the id it had before.
 func (s *Server) putPool(parent *simulator.ResourcePool, self types.ManagedObjectReference, name string, config types.ResourceConfigSpec) *simulator.ResourcePool {
 	p := &simulator.ResourcePool{}
-	at := s.poolState(parent)
+	at := s.poolItself(parent)
 	p.Self, p.Name, p.Owner = self, name, at.Owner
 	p.Parent = &at.Self
 	if config.LastModified == nil {
@@ -108,7 +123,8 @@ func (s *Server) putPool(parent *simulator.ResourcePool, self types.ManagedObjec
 	s.vim.PutEntity(parent, p)
 	s.shares[p.Self] = n
 	s.update(p, set("config.entity", &p.Self))
-	s.update(parent, set("resourcePool", append(at.ResourcePool, p.Self)))
+	s.names.rename(p.Self, "", name)
+	s.adopt(parent, "resourcePool", &parent.ResourcePool.ResourcePool, p.Self)
 	s.refreshRuntime(p)
 	return p
 }
@@ -121,10 +137,11 @@ func (c *call) updatePool() soap.HasFault {
 	if !ok {
 		return refuse(&types.NotSupported{})
 	}
-	at := c.s.poolState(p)
+	at := c.s.poolItself(p)
+	was := at.Name
 	var changes []types.PropertyChange
 	if r.Name != "" && r.Name != at.Name {
-		name, fault := c.s.freeName(r.Name, c.s.siblings(at.Self, at.Parent))
+		name, fault := c.s.freeName(r.Name, c.s.parent(at.Self), at.Self)
 		if fault != nil {
 			return refuse(fault)
 		}
@@ -142,6 +159,7 @@ func (c *call) updatePool() soap.HasFault {
 	}
 	if len(changes) > 0 {
 		c.s.update(p, append(changes, set("summary", poolSummary(at.Name, at.Config, at.Runtime)))...)
+		c.s.names.rename(p.Self, was, at.Name)
 		c.s.refresh(p)
 		c.s.event(c, &types.ResourcePoolReconfiguredEvent{ResourcePoolEvent: c.s.poolEvent(p)})
 		if err := c.s.save(p.Self); err != nil {
@@ -277,7 +295,7 @@ func (s *Server) movePool(c *call, ref types.ManagedObjectReference, to *simulat
 	if *at.Parent == to.Self {
 		return nil
 	}
-	if _, fault := s.freeName(at.Name, target.ResourcePool); fault != nil {
+	if _, fault := s.freeName(at.Name, to.Self, ref); fault != nil {
 		return fault
 	}
 	if fault := s.fits(to, s.shares[ref], at.Config); fault != nil {
@@ -311,7 +329,7 @@ func (s *Server) destroyPool(c *call, p *simulator.ResourcePool) types.BaseMetho
 	parent, _ := s.pool(*at.Parent)
 	up := s.poolState(parent)
 	for _, child := range at.ResourcePool {
-		if _, fault := s.freeName(s.nameOf(child), up.ResourcePool); fault != nil {
+		if _, fault := s.freeName(s.nameOf(child), up.Self, child); fault != nil {
 			return fault
 		}
 	}

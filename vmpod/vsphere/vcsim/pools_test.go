@@ -92,6 +92,21 @@ func TestNames(t *testing.T) {
 	if _, err := f.CreateFolder(t.Context(), "f"); err != nil {
 		t.Error(err)
 	}
+	// A name is free again when its owner has another, is elsewhere, or is gone.
+	for _, err := range []error{
+		b.UpdateConfig(t.Context(), "c", nil),
+		finish(t.Context())(f.Rename(t.Context(), "g")),
+		a.UpdateConfig(t.Context(), "b", nil),
+		finish(t.Context())(b.Destroy(t.Context())),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	taken("a pool that was renamed to it", func() error { _, err := rootPool(t, c).Create(t.Context(), "B", spec()); return err }())
+	must[*object.ResourcePool](t)(rootPool(t, c).Create(t.Context(), "A", spec()))
+	must[*object.ResourcePool](t)(rootPool(t, c).Create(t.Context(), "c", spec()))
+	must[*object.Folder](t)(vmFolder(t, c).CreateFolder(t.Context(), "F"))
 	stale := types.ResourceConfigSpec{ChangeVersion: "0", CpuAllocation: types.ResourceAllocationInfo{Limit: types.NewInt64(5)}}
 	if err := a.UpdateConfig(t.Context(), "", &stale); !fault.Is(err, &types.ConcurrentAccess{}) {
 		t.Errorf("a stale change: %v", err)

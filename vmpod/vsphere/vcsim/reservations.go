@@ -159,7 +159,7 @@ func (s *Server) refreshRuntime(p *simulator.ResourcePool) {
 			MaxUsage: n.most(k) * unit,
 		}
 	}
-	at := s.poolState(p)
+	at := s.poolItself(p)
 	runtime := types.ResourcePoolRuntimeInfo{Cpu: usage(cpu, 1), Memory: usage(memory, mib), OverallStatus: types.ManagedEntityStatusGreen}
 	if runtime.Cpu != at.Runtime.Cpu || runtime.Memory != at.Runtime.Memory {
 		s.update(p, set("runtime", runtime), set("summary", poolSummary(at.Name, at.Config, runtime)))

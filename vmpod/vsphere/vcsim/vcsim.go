@@ -59,6 +59,7 @@ type Server struct {
 	mu        sync.Mutex
 	inventory inventory
 	built     map[types.ManagedObjectReference]bool // by the configuration
+	names     names
 	shares    map[types.ManagedObjectReference]*share
 	access    access
 	fields    []types.CustomFieldDef
@@ -99,7 +100,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		config: c, log: c.Logger, faults: &Faults{}, mux: http.NewServeMux(), served: make(chan error, 1), stopping: make(chan struct{}),
 		hub: &hub{watches: map[*watch]bool{}}, methods: soapMethods(), access: newAccess(),
-		built: map[types.ManagedObjectReference]bool{}, shares: map[types.ManagedObjectReference]*share{},
+		names: names{}, built: map[types.ManagedObjectReference]bool{}, shares: map[types.ManagedObjectReference]*share{},
 		mirrors: mirrors{places: map[types.ManagedObjectReference]place{}, byUUID: map[string]types.ManagedObjectReference{}, specs: map[types.ManagedObjectReference]Mirror{}},
 	}
 	if s.store, err = openStore(c.Dir); err != nil {
