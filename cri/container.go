@@ -85,9 +85,14 @@ func (r *runtimeService) StartContainer(ctx context.Context, req *runtimeapi.Sta
 	default:
 		return nil, fmt.Errorf("container %s has ended and cannot be started again: create a new attempt: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
+	done, err := p.s.turns.take(ctx, p.clock, true)
+	if err != nil {
+		return nil, fmt.Errorf("start container %s (%s): wait for a turn: %w", c.ID, c.Config.Metadata.Name, err)
+	}
 	ended := p.clock.step(vmpod.PhaseContainer, "start")
 	err = p.startContainer(ctx, c)
 	ended()
+	done()
 	if err != nil {
 		return nil, fmt.Errorf("start container %s (%s): %w", c.ID, c.Config.Metadata.Name, err)
 	}

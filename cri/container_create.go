@@ -45,6 +45,11 @@ func (r *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 		return nil, err
 	}
 	defer unlock()
+	done, err := p.s.turns.take(ctx, p.clock, true)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: wait for a turn: %w", config.Metadata.Name, err)
+	}
+	defer done()
 	defer p.clock.step(vmpod.PhaseContainer, "create")()
 	_, sb, err := r.podOf(found.ID) // it may have been stopped meanwhile
 	if err != nil {

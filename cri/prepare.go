@@ -256,6 +256,11 @@ func (s *Server) bringUp(ctx context.Context, clock *startClock, vm vmpod.ID, ow
 		Disks: append([]vmpod.Disk{{ID: ephemeralDiskID, Path: disk}}, imageDisks...),
 		NICs:  []vmpod.NIC{{ID: "net0", MAC: kit.attachment.MAC, Tap: kit.attachment.Tap, MTU: kit.attachment.MTU}},
 	}
+	done, err := s.turns.take(ctx, clock, false)
+	if err != nil {
+		return nil, step("wait for a turn", err)
+	}
+	defer done()
 	ended := clock.step(vmpod.PhaseVM, "launch")
 	kit.machine, err = s.config.Driver.Launch(ctx, spec)
 	ended()

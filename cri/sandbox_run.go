@@ -185,9 +185,14 @@ func (s *Server) makeSandbox(ctx context.Context, vm vmpod.ID, config *runtimeap
 		ID: newID(), VM: vm, Config: config, Handler: handler, State: runtimeapi.PodSandboxState_SANDBOX_READY, CreatedAt: time.Now(),
 		Hint: hint, CPUs: kit.size.cpus, Memory: kit.size.memory, Attachment: kit.attachment,
 	}
+	done, err := s.turns.take(ctx, clock, true)
+	if err != nil {
+		return "", step("wait for a turn", err)
+	}
 	ended := clock.step(vmpod.PhaseAgent, "setup")
 	sb.Features, err = s.setup(ctx, kit, config)
 	ended()
+	done()
 	if err != nil {
 		return "", step("set up the guest", err)
 	}

@@ -67,6 +67,9 @@ type Config struct {
 	// BootTimeout bounds the time from Launch to the agent's answer; default
 	// 90 s (a loaded host without KVM).
 	BootTimeout time.Duration
+	// StartsAtOnce is how many steps of pods' starts work in their guests at
+	// once; 0, the default, is any number. It is for guests that are emulated.
+	StartsAtOnce int
 	// StreamAddr is where exec, attach and port-forward are served; default
 	// 127.0.0.1:0. It must be a loopback address: who has a URL's token is let
 	// in.
@@ -104,6 +107,7 @@ type Server struct {
 	podVMs  *feed[string] // ids of sandboxes whose VM is new or has grown
 	damages *feed[storage.Damage]
 	boots   bootIDs
+	turns   *turns
 
 	// ctx lives as long as the server; what outlives an RPC runs under it.
 	ctx        context.Context
@@ -151,6 +155,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		starts:  newFeed[vmpod.Start](),
 		podVMs:  newFeed[string](),
 		damages: newFeed[storage.Damage](),
+		turns:   newTurns(config.StartsAtOnce, turnLimit),
 		pods:    map[string]*pod{},
 		preps:   map[vmpod.ID]*preparation{},
 		runs:    map[vmpod.ID]*flight{},

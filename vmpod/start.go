@@ -10,7 +10,7 @@ import (
 // side, and between them nothing of ours may be under way.
 const (
 	// PhaseQueue: from when the pod was given to the node until work on its VM
-	// began. Known only for pods with a Hint.
+	// began, which is known only for pods with a Hint; and waits for a turn.
 	PhaseQueue = "queue"
 	// PhaseNetwork: address and tap.
 	PhaseNetwork = "network"

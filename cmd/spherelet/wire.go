@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -180,6 +181,9 @@ func (h *host) open(ctx context.Context) error {
 		HostDirectories: config.HostDirectories(h.cfg), DefaultEphemeralBytes: byDefault.Value(), GuestOverhead: resources.GuestShare,
 		Version: version.Version, Info: h.info, ServerOptions: traced, NodeName: h.cfg.NodeName,
 	}
+	if h.facts.Accelerator == string(qemu.AcceleratorTCG) {
+		runtimeConfig.StartsAtOnce = startsAtOnce()
+	}
 	if h.volumes != nil {
 		runtimeConfig.Disks = h.volumes
 		if runtimeConfig.Formatter, err = mkfs.New(h.paths.Formatting); err != nil {
@@ -192,6 +196,11 @@ func (h *host) open(ctx context.Context) error {
 	}
 	return err
 }
+
+// startsAtOnce is one start more than there are CPUs, so that none is idle while
+// a start waits for the host. With 10 boots at once on 2 CPUs, each took a third
+// more CPU time than with 2 or 3 at once.
+func startsAtOnce() int { return runtime.NumCPU() + 1 }
 
 // makeMasters formats, behind the start, what pods' disks are copied from.
 // Without it each first disk of a size waits for its master.

@@ -149,12 +149,17 @@ type child struct {
 	status syscall.WaitStatus // after ended
 }
 
+// qemuEnv is QEMU's environment. One heap for all of its threads, without GLib's
+// caches in front of it (newer ones have none), is 2 MiB less for a small VM
+// whose CPU's thread keeps TCG's books; under KVM that thread allocates nothing.
+var qemuEnv = []string{"PATH=/usr/bin:/bin", "LANG=C", "MALLOC_ARENA_MAX=1", "G_SLICE=always-malloc"}
+
 // startQEMU runs QEMU in a session of its own, in from's network namespace,
 // without our standard streams and with no descriptor but files (the first becomes 3).
 // A mortal one ends with this process.
 func startQEMU(cfg Config, from *nowhere, args []string, files []*os.File, groups []uint32, stderr *os.File, mortal bool) (process, *child, error) {
 	cmd := exec.Command(cfg.Binary, args...)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C"}
+	cmd.Env = qemuEnv
 	cmd.Dir = "/"
 	cmd.ExtraFiles = files
 	cmd.Stderr = stderr
