@@ -113,4 +113,9 @@ const (
 	// vCenter by its id, as vSphere's own CSI driver has it.
 	PolicyParameter   = "policy"
 	PolicyIDParameter = "storagePolicyID"
+	// ContentOfVCenter and a vCenter's instance UUID are in the label
+	// snapshot.storage.kubernetes.io/managed-by of VolumeSnapshotContents which
+	// the supervisor cares for, in the place of a node's name. No node is called
+	// so: it has a capital.
+	ContentOfVCenter = "vCenter."
 )

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"reflect"
@@ -213,6 +214,8 @@ func classifyTransport(err error) (reason string, class error) {
 		return "no answer in time: what was asked may have happened or not", errdefs.ErrUnavailable
 	case errors.Is(err, context.Canceled):
 		return "given up", context.Canceled
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "vCenter closed the connection without an answer: what was asked may have happened or not", errdefs.ErrUnavailable
 	case errors.As(err, &host):
 		return host.Error() + ": check the address", errdefs.ErrUnavailable
 	case errors.As(err, &u):

@@ -10,11 +10,11 @@ import (
 	"github.com/openatoll/atoll/storage"
 )
 
-// Orphans lists them, by name. claimed tells whether somebody has the volume
-// with an ID, or waits for one of a name that is being made; it is asked after
-// vCenter was, so that what came meanwhile is known to it. Without it whole
-// volumes are nobody's orphans, and what is half made is told of and not
-// Disposable: the call that left it may take it up.
+// Orphans lists them, by name. claimed tells whether somebody has the volume or
+// snapshot with an ID, or waits for one of a name that is being made; it is asked
+// after vCenter was, so that what came meanwhile is known to it. Without it whole
+// volumes and snapshots are nobody's orphans, and what is half made is told of and
+// not Disposable: the call that left it may take it up.
 func (d *Disks) Orphans(ctx context.Context, claimed func(id, name string) bool) ([]storage.Orphan, error) {
 	volumes, err := d.query(ctx, cnstypes.CnsQueryFilter{})
 	if err != nil {
@@ -34,6 +34,10 @@ func (d *Disks) Orphans(ctx context.Context, claimed func(id, name string) bool)
 		kept[s.of.id] = true
 		if s.Clone != "" && (claimed == nil || !claimed("", s.Clone)) {
 			all = append(all, storage.Orphan{ID: s.snapshotID(), Name: s.Clone, Why: "volume " + s.Clone + " was being made from it", Disposable: claimed != nil})
+		}
+		if s.Cluster != "" && s.Clone == "" && claimed != nil && !claimed(s.snapshotID(), s.Name) {
+			all = append(all, storage.Orphan{ID: s.snapshotID(), Name: s.Name, Why: fmt.Sprintf(
+				"no VolumeSnapshotContent has this snapshot of volume %s, and it holds data: delete it by govc disk.snapshot.rm %s %s if nobody needs it, or make a content with its handle", s.of.name, s.of.id, s.id)})
 		}
 	}
 	for _, name := range sorted(byName) {
@@ -83,8 +87,10 @@ func (d *Disks) Discard(ctx context.Context, o storage.Orphan) error {
 		return err
 	}
 	defer release()
-	if disk, _, ok := splitID(o.ID); ok {
+	if disk, _, ok := splitID(o.ID); ok && o.Disposable {
 		return d.dropCloneSnapshots(ctx, disk, o.Name)
+	} else if ok {
+		return fmt.Errorf("snapshot %s (%s) holds data: it is left alone: %w", o.Name, o.ID, errdefs.ErrFailedPrecondition)
 	}
 	releaseID, err := d.hold(ctx, o.ID)
 	if err != nil {

@@ -60,8 +60,9 @@ func life(ctx context.Context, d *Disks, h storage.Holder) error {
 	_, audited := d.Audit(ctx)
 	labelled := d.Relabel(ctx, v.ID, map[string]string{storage.LabelPVC: "other"})
 	_, looked := d.Orphans(ctx, nil)
+	_, listed := d.Inventory(ctx)
 	detached := d.Detach(ctx, v.ID, h)
-	return errors.Join(cloned, attached, snapped, used, complies, audited, labelled, looked, detached, d.DeleteSnapshot(ctx, s.ID), d.Delete(ctx, v.ID))
+	return errors.Join(cloned, attached, snapped, used, complies, audited, labelled, looked, listed, detached, d.DeleteSnapshot(ctx, s.ID), d.Delete(ctx, v.ID))
 }
 
 func TestLeastPrivilegeSuffices(t *testing.T) {

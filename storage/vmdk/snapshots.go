@@ -150,10 +150,58 @@ func (d *Disks) Snapshot(ctx context.Context, volumeID, name string, labels map[
 		return d.shownSnapshot(ctx, *s)
 	}
 	s, err := d.snapshot(ctx, v, note{Cluster: d.options.Cluster, Name: name, MiB: v.mib, Labels: labels})
+	switch {
+	case err == nil:
+		shown, err := d.madeSnapshot(ctx, s)
+		if err != nil { // whatever it is, there may be a snapshot
+			return storage.Snapshot{}, fmt.Errorf("snapshot %s of volume %s (%s) was made, and cannot be looked at: %v: %w", name, v.name, v.id, err, errdefs.ErrUnavailable)
+		}
+		return shown, nil
+	case !lost(err) && !errdefs.IsPermissionDenied(err):
+		// Whoever hears that nothing was made forgets the name: a task that
+		// failed may have made one all the same.
+		if there, asked := d.snapshotNamed(ctx, v, name); asked == nil && there != nil {
+			s, err = *there, nil
+		}
+	}
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
 	return d.shownSnapshot(ctx, s)
+}
+
+// madeSnapshot shows what counts after a snapshot was made.
+func (d *Disks) madeSnapshot(ctx context.Context, s snap) (storage.Snapshot, error) {
+	s, err := d.firstSnapshot(ctx, s)
+	if err != nil {
+		return storage.Snapshot{}, err
+	}
+	return d.shownSnapshot(ctx, s)
+}
+
+// firstSnapshot returns the oldest snapshot of a name by vCenter's clock, after
+// this call made one: another process may have made one beside it. The younger
+// one, which nobody has seen, goes.
+func (d *Disks) firstSnapshot(ctx context.Context, made snap) (snap, error) {
+	all, err := d.snapshotsOf(ctx, []*volume{made.of})
+	if err != nil {
+		d.past.lose("snapshot/" + made.Name)
+		return snap{}, err
+	}
+	first := made
+	for _, s := range all {
+		if s.Cluster != "" && s.Clone == made.Clone && s.Name == made.Name && (s.created.Before(first.created) || s.created.Equal(first.created) && s.id < first.id) {
+			first = s
+		}
+	}
+	if first.id == made.id {
+		return made, nil
+	}
+	d.log.Info("another process took the snapshot first; the one beside it goes", "snapshot", made.Name, "volume", made.of.id, "id", made.id, "first", first.id)
+	if err := d.dropSnapshot(ctx, made); err != nil {
+		return snap{}, fmt.Errorf("snapshot %s of volume %s was made twice: %w", made.Name, made.of.id, err)
+	}
+	return first, nil
 }
 
 // whole finds a volume that callers may use.

@@ -49,6 +49,7 @@ func TestVolumes(t *testing.T) {
 	t.Run("on no KVM node", v.pending)
 	t.Run("expanded", v.expands)
 	t.Run("clone", v.clones)
+	t.Run("snapshots", v.snapshots)
 	t.Run("compliance", v.compliance)
 	t.Run("bad days", v.badDays)
 	t.Run("killed", v.killed)
@@ -432,6 +433,8 @@ func (v *volumesTest) empty(t *testing.T) {
 func (v *volumesTest) another(t *testing.T) {
 	v.apply(t, newClaim("kept", "silver", "1Mi"))
 	pv := v.isBound(t, "kept")
+	v.take(t, "kept", "kept", "")
+	snapshot, _ := v.isReady(t, "kept")
 	first, vim := v.vc, v.vim
 	dir := v.dir
 	v.dir = t.TempDir()
@@ -451,11 +454,14 @@ func (v *volumesTest) another(t *testing.T) {
 	if err := v.admin.Delete(t.Context(), v.claim(t, "kept")); err != nil {
 		t.Fatal(err)
 	}
+	v.drop(t, snapshot)
 	v.tells(t, pv.Name, "VolumeFailedDelete", "nothing is done about it")
+	v.tells(t, "kept", "SnapshotElsewhere", "nothing is done about it")
 	v.vc, v.vim, v.dir = first, vim, dir
-	if l := v.listed(t); len(l) != 1 {
+	if l := v.listed(t); len(l) != 1 || len(v.inVCenter(t, pv.Spec.CSI.VolumeHandle)) != 1 {
 		t.Errorf("the first vCenter has %v", l)
 	}
 	point(first)
+	v.left(t, snapshot)
 	v.empty(t)
 }

@@ -6,7 +6,8 @@
 //   - Each content is cared for by one node, which its label managed-by names
 //     ("distributed snapshotting"). Upstream sets the label once; a content whose
 //     node has left the cluster loses it here, and one without it is taken by a
-//     node that has the snapshot (storage/csi/controllers).
+//     node that has the snapshot (storage/csi/controllers). Those of disks in
+//     vCenter are the supervisor's (supervisor/volumes), and the label says so.
 //   - A claim that begins as a snapshot or as another claim can be made where its
 //     source is, and nowhere else. The scheduler does not know that, so the claim
 //     gets its node here, in the way in which the scheduler itself tells: by the

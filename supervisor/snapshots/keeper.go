@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -20,11 +22,12 @@ import (
 	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
-// managedBy is the label that names the node which cares for a content.
+// managedBy is the label that names the node which cares for a content, or the
+// vCenter that has it (v1alpha1.ContentOfVCenter).
 const managedBy = utils.VolumeSnapshotContentManagedByLabel
 
-// takeTime is how long nodes have to find a snapshot before it is said that none
-// has it: several times what a node needs that is there and not busy.
+// takeTime is how long nodes, and vCenter, have to find a snapshot before it is said
+// that none has it: several times what one needs that is there and not busy.
 const takeTime = time.Minute
 
 // A keeper sees to it that each content has a node.
@@ -55,19 +58,46 @@ func (k *keeper) keep(ctx context.Context, name string) error {
 	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName {
 		return client.IgnoreNotFound(err)
 	}
-	if node := content.Labels[managedBy]; node != "" {
+	switch node := content.Labels[managedBy]; {
+	case strings.HasPrefix(node, v1alpha1.ContentOfVCenter):
+		return nil
+	case node != "":
 		return k.leave(ctx, content, node)
+	}
+	if content.DeletionTimestamp != nil && content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentRetain {
+		return k.release(ctx, content)
 	}
 	if left := takeTime - k.now().Sub(content.CreationTimestamp.Time); left > 0 {
 		k.queue.AddAfter(name, left)
 		return nil
 	}
-	message := "no node has this snapshot in its datastores: correct the handle in spec.source, or start the node that has it"
+	message := "neither a node nor vCenter is known to have this snapshot: correct the handle in spec.source, or bring back the node or the vCenter that has it"
+	if content.DeletionTimestamp != nil {
+		message = "it cannot be deleted where it is: neither a node nor vCenter is known to have this snapshot: bring back who has it, or set spec.deletionPolicy to Retain, which lets the content go and leaves the snapshot"
+	}
 	k.events.Event(content, corev1.EventTypeWarning, "NoNodeHasSnapshot", message)
 	if ref := content.Spec.VolumeSnapshotRef; ref.UID != "" {
 		k.events.Event(&ref, corev1.EventTypeWarning, "NoNodeHasSnapshot", message+" ("+content.Name+")")
 	}
 	return nil
+}
+
+// release lets a content go whose snapshot is to be left where it is, wherever that
+// may be: nobody else is there to do so.
+func (k *keeper) release(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) error {
+	if content.Spec.VolumeSnapshotRef.UID != "" && content.Annotations[utils.AnnVolumeSnapshotBeingDeleted] == "" {
+		return nil // its VolumeSnapshot is there
+	}
+	rest := slices.DeleteFunc(slices.Clone(content.Finalizers), func(f string) bool { return f == utils.VolumeSnapshotContentFinalizer })
+	if len(rest) == len(content.Finalizers) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": content.ResourceVersion, "finalizers": rest}})
+	if err != nil {
+		return err
+	}
+	_, err = k.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return client.IgnoreNotFound(err)
 }
 
 // leave takes the label of a node that has left the cluster from a content.

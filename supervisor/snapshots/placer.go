@@ -3,6 +3,7 @@ package snapshots
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -165,12 +166,17 @@ func (p *placer) place(ctx context.Context, key string) error {
 	}
 	class := p.classOf(claim)
 	switch {
-	case class == nil || empty(claim) && !atOnce(class):
+	case class == nil || class.Parameters[v1alpha1.PolicyIDParameter] != "" || empty(claim) && !atOnce(class):
 		return nil
 	case empty(claim):
 		return p.placeByRoom(ctx, key, claim, class)
 	}
 	nodes, err := p.reaching(claim)
+	if errors.Is(err, errInVCenter) {
+		p.events.Event(claim, corev1.EventTypeWarning, "NotPlaced", fmt.Sprintf(
+			"%s is of a disk in vCenter, and StorageClass %s makes volumes on nodes: name a StorageClass of one of vCenter's policies, as that of its volume", sourceOf(claim), class.Name))
+		return nil
+	}
 	if err != nil || len(nodes) == 0 {
 		return client.IgnoreNotFound(err) // looked at again when the source changes
 	}
@@ -205,6 +211,9 @@ func (p *placer) classOf(claim *corev1.PersistentVolumeClaim) *storagev1.Storage
 	return class
 }
 
+// errInVCenter: a snapshot is on no node.
+var errInVCenter = errors.New("the snapshot is in vCenter")
+
 // reaching are the nodes on which a claim's source is, best first; none while
 // that is not known.
 func (p *placer) reaching(claim *corev1.PersistentVolumeClaim) ([]string, error) {
@@ -235,6 +244,9 @@ func (p *placer) reachingSnapshot(namespace, name string) ([]string, error) {
 	content, err := p.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(*snapshot.Status.BoundVolumeSnapshotContentName)
 	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName || content.Labels[managedBy] == "" {
 		return nil, err
+	}
+	if strings.HasPrefix(content.Labels[managedBy], v1alpha1.ContentOfVCenter) {
+		return nil, errInVCenter
 	}
 	return []string{content.Labels[managedBy]}, nil
 }

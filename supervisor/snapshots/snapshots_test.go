@@ -9,6 +9,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	snapshotfake "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned/fake"
+	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/utils"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -100,7 +101,12 @@ func TestPlace(t *testing.T) {
 		"a shared claim, on a node that is": {restores(kindClaim, "shared"), "n2"},
 		"a shared claim, as scheduled":      {chosen("n1", restores(kindClaim, "shared")), "n1"},
 		"an unbound claim":                  {restores(kindClaim, "unbound"), ""},
-		"nothing":                           {func(*corev1.PersistentVolumeClaim) {}, ""},
+		"a snapshot in vCenter":             {restores(kindSnapshot, "far"), ""},
+		"vCenter's class": {func(c *corev1.PersistentVolumeClaim) {
+			restores(kindSnapshot, "snap")(c)
+			c.Spec.StorageClassName = ptr("vcenter")
+		}, ""},
+		"nothing": {func(*corev1.PersistentVolumeClaim) {}, ""},
 		"another class": {func(c *corev1.PersistentVolumeClaim) {
 			restores(kindSnapshot, "snap")(c)
 			c.Spec.StorageClassName = ptr("theirs")
@@ -115,21 +121,29 @@ func TestPlace(t *testing.T) {
 				return &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
 					Status: &snapshotv1.VolumeSnapshotStatus{ReadyToUse: &ready, BoundVolumeSnapshotContentName: ptr("content")}}
 			}
+			far := snap("far", true)
+			far.Status.BoundVolumeSnapshotContentName = ptr("in-vcenter")
 			var p *placer
-			w, _ := seen(t, []runtime.Object{
+			w, events := seen(t, []runtime.Object{
 				node("n1", corev1.ConditionFalse), node("n2", corev1.ConditionTrue),
 				&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "ours"}, Provisioner: v1alpha1.CSIDriverName},
 				&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "theirs"}, Provisioner: "example.com"},
+				&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "vcenter"}, Provisioner: v1alpha1.CSIDriverName, Parameters: map[string]string{v1alpha1.PolicyIDParameter: "id"}},
 				volume("pv-local", host, "n2"), volume("pv-shared", "shared", "true"),
 				claim("local", bound("pv-local")), claim("shared", bound("pv-shared")), claim("unbound", func(*corev1.PersistentVolumeClaim) {}),
 				claim("new", tt.claim),
-			}, []runtime.Object{snap("snap", true), snap("unready", false), content("content", "n2")}, func(w *cluster) { p = newPlacer(w) })
+			}, []runtime.Object{snap("snap", true), snap("unready", false), far, content("content", "n2"), content("in-vcenter", v1alpha1.ContentOfVCenter+"uuid")}, func(w *cluster) { p = newPlacer(w) })
 			if err := p.place(t.Context(), "ns/new"); err != nil {
 				t.Fatal(err)
 			}
 			got, err := w.client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
 			if err != nil || got.Annotations[storagehelpers.AnnSelectedNode] != tt.want {
 				t.Errorf("selected node %q, want %q (err %v)", got.Annotations[storagehelpers.AnnSelectedNode], tt.want, err)
+			}
+			if name == "a snapshot in vCenter" {
+				if e := <-events.Events; !strings.Contains(e, "NotPlaced VolumeSnapshot far is of a disk in vCenter, and StorageClass ours") {
+					t.Errorf("event %s", e)
+				}
 			}
 		})
 	}
@@ -159,8 +173,8 @@ func TestKeep(t *testing.T) {
 	other := content("other", "gone")
 	other.Spec.Driver = "example.com"
 	w, events := seen(t, []runtime.Object{node("n1", corev1.ConditionTrue)},
-		[]runtime.Object{content("kept", "n1"), content("left", "gone"), other, content("free", "")}, func(w *cluster) { k = newKeeper(w) })
-	for name, want := range map[string]string{"kept": "n1", "left": "", "other": "gone"} {
+		[]runtime.Object{content("kept", "n1"), content("left", "gone"), other, content("free", ""), content("far", v1alpha1.ContentOfVCenter+"uuid")}, func(w *cluster) { k = newKeeper(w) })
+	for name, want := range map[string]string{"kept": "n1", "left": "", "other": "gone", "far": v1alpha1.ContentOfVCenter + "uuid"} {
 		if err := k.keep(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
@@ -179,8 +193,44 @@ func TestKeep(t *testing.T) {
 	if err := k.keep(t.Context(), "free"); err != nil {
 		t.Fatal(err)
 	}
-	if got := []string{<-events.Events, <-events.Events}; !strings.Contains(got[0], "no node has this snapshot") || !strings.Contains(got[1], "(free)") {
+	if got := []string{<-events.Events, <-events.Events}; !strings.Contains(got[0], "neither a node nor vCenter is known to have this snapshot") || !strings.Contains(got[1], "(free)") {
 		t.Errorf("events %q", got)
+	}
+}
+
+// A content that nobody has can go where nothing is to be deleted with it, and says
+// so where something is.
+func TestKeepLetsGo(t *testing.T) {
+	deleted := func(name string, policy snapshotv1.DeletionPolicy, change func(*snapshotv1.VolumeSnapshotContent)) *snapshotv1.VolumeSnapshotContent {
+		c := content(name, "")
+		c.DeletionTimestamp, c.Spec.DeletionPolicy = ptr(metav1.Now()), policy
+		c.Finalizers = []string{utils.VolumeSnapshotContentFinalizer, "example.com/other"}
+		c.Annotations = map[string]string{utils.AnnVolumeSnapshotBeingDeleted: "yes"}
+		change(c)
+		return c
+	}
+	nothing := func(*snapshotv1.VolumeSnapshotContent) {}
+	var k *keeper
+	w, events := seen(t, nil, []runtime.Object{
+		deleted("retained", snapshotv1.VolumeSnapshotContentRetain, nothing),
+		deleted("unbound", snapshotv1.VolumeSnapshotContentRetain, func(c *snapshotv1.VolumeSnapshotContent) {
+			c.Annotations, c.Spec.VolumeSnapshotRef.UID = nil, ""
+		}),
+		deleted("had", snapshotv1.VolumeSnapshotContentRetain, func(c *snapshotv1.VolumeSnapshotContent) { c.Annotations = nil }),
+		deleted("unknown", snapshotv1.VolumeSnapshotContentDelete, nothing),
+	}, func(w *cluster) { k = newKeeper(w) })
+	k.now = func() time.Time { return time.Now().Add(2 * takeTime) }
+	for name, want := range map[string]int{"retained": 1, "unbound": 1, "had": 2, "unknown": 2} {
+		if err := k.keep(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		got, err := w.snapshots.SnapshotV1().VolumeSnapshotContents().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || len(got.Finalizers) != want {
+			t.Errorf("%s: finalizers %q, want %d (err %v)", name, got.Finalizers, want, err)
+		}
+	}
+	if e := <-events.Events; !strings.Contains(e, "set spec.deletionPolicy to Retain") {
+		t.Errorf("event %s", e)
 	}
 }
 

@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/informers"
@@ -51,10 +52,11 @@ type connection struct {
 	store      Store
 	driver     *atollcsi.Driver
 	factory    informers.SharedInformerFactory
-	wake       chan struct{}        // has volumes surveyed soon
-	supervisor *v1alpha1.Supervisor // has events about orphans
-	orphans    map[string]time.Time // by ID, when they were first seen
-	reported   map[string]string    // by ID, what was told of an orphan
+	wake       chan struct{}          // has volumes surveyed soon
+	supervisor *v1alpha1.Supervisor   // has events about orphans
+	orphans    map[string]time.Time   // by ID, when they were first seen
+	reported   map[string]string      // by ID, what was told of an orphan
+	instance   atomic.Pointer[string] // vCenter's UUID when it was asked last
 }
 
 func (b *base) connect(sup *v1alpha1.Supervisor) (*connection, error) {
@@ -113,5 +115,11 @@ func (c *connection) watchClaims() {
 	})
 	_, _ = c.factory.Core().V1().PersistentVolumes().Informer().AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: func(o any) { c.volumeChanged(nil, o) }, UpdateFunc: c.volumeChanged,
+		DeleteFunc: func(o any) {
+			if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = gone.Obj
+			}
+			c.volumeChanged(nil, o)
+		},
 	})
 }

@@ -30,7 +30,10 @@ var (
 	}, []string{"method", "error"})
 )
 
-var registerMetrics = sync.OnceFunc(func() { legacyregistry.MustRegister(volumesShown, orphansShown, callsTotal) })
+var registerMetrics = sync.OnceFunc(func() {
+	legacyregistry.MustRegister(volumesShown, orphansShown, callsTotal)
+	legacyregistry.CustomMustRegister(shownDisks)
+})
 
 func vcenterCall(c vsphere.Call) { callsTotal.WithLabelValues(c.Method, errorClass(c.Err)).Inc() }
 
@@ -59,4 +62,5 @@ func showVolumes(counts map[storage.ComplianceState]int) {
 func forgetVolumes() {
 	volumesShown.Reset()
 	orphansShown.Set(0)
+	shownDisks.forget()
 }

@@ -12,8 +12,13 @@ import (
 	"github.com/openatoll/atoll/storage"
 )
 
-// claimPrefix and a claim's UID are the name of its volume.
-const claimPrefix = "pvc-"
+// claimPrefix and a claim's UID are the name of its volume, snapshotPrefix and a
+// VolumeSnapshot's that of its snapshot, which its content names by the handle once
+// it is there.
+const (
+	claimPrefix    = "pvc-"
+	snapshotPrefix = "snapshot-"
+)
 
 // lookForOrphans tells of what bears our mark in vCenter and nobody has. Of that,
 // what is proven to be nobody's data goes once it has been so for the grace. It
@@ -67,7 +72,8 @@ func (c *connection) report(o storage.Orphan) {
 	c.events.Eventf(c.supervisor, corev1.EventTypeWarning, "OrphanedVolume", "vCenter %s: nobody has %s (%s): %s", c.address, o.Name, o.ID, o.Why)
 }
 
-// claimed tells whether a PersistentVolume has a volume, or a claim waits for it.
+// claimed tells whether a PersistentVolume or a VolumeSnapshotContent has a volume
+// or snapshot, or a claim or VolumeSnapshot waits for it.
 func (c *connection) claimed(ctx context.Context) (func(id, name string) bool, error) {
 	// Claims first: one that is bound meanwhile has its PersistentVolume in the
 	// second list.
@@ -79,6 +85,10 @@ func (c *connection) claimed(ctx context.Context) (func(id, name string) bool, e
 	if err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
+	contents, err := c.kinds.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("contents of snapshots: %w", err)
+	}
 	handles, names := map[string]bool{}, map[string]bool{}
 	for i := range claims.Items {
 		// One that was bound to another volume meanwhile waits for none.
@@ -88,6 +98,18 @@ func (c *connection) claimed(ctx context.Context) (func(id, name string) bool, e
 	for i := range volumes.Items {
 		if pv := &volumes.Items[i]; pv.Spec.CSI != nil {
 			handles[pv.Spec.CSI.VolumeHandle], names[pv.Name] = true, true
+		}
+	}
+	for i := range contents.Items {
+		content := &contents.Items[i]
+		handle := content.Spec.Source.SnapshotHandle
+		if content.Status != nil && content.Status.SnapshotHandle != nil {
+			handle = content.Status.SnapshotHandle
+		}
+		if handle != nil {
+			handles[*handle] = true
+		} else {
+			names[snapshotPrefix+string(content.Spec.VolumeSnapshotRef.UID)] = true
 		}
 	}
 	return func(id, name string) bool { return handles[id] || names[name] }, nil

@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -131,4 +133,60 @@ func (s *scope) Reach(ctx context.Context, pv *corev1.PersistentVolume) error {
 		return fmt.Errorf("volume %s is in the vCenter with the instance UUID %s, and the Supervisor names %s (%s): nothing is done about it", pv.Name, of, s.address, uuid)
 	}
 	return nil
+}
+
+// Keeper names the vCenter: of another one nothing is taken or deleted here.
+func (s *scope) Keeper(ctx context.Context) (string, error) {
+	uuid, err := s.store.VCenter(ctx)
+	if err != nil {
+		return "", err
+	}
+	s.instance.Store(&uuid)
+	return v1alpha1.ContentOfVCenter + uuid, nil
+}
+
+// Content: snapshots of vCenter's volumes are the supervisor's, whichever node the
+// snapshot controller has found for the volume. Where no PersistentVolume tells,
+// vCenter is asked.
+func (s *scope) Content(c *snapshotv1.VolumeSnapshotContent) controllers.Ownership {
+	keeper := c.Labels[controllers.ContentKeeper]
+	of, known := strings.CutPrefix(keeper, v1alpha1.ContentOfVCenter)
+	if !known {
+		of, known = s.vcenterOf(c)
+	}
+	uuid := s.instance.Load()
+	switch {
+	case !known && keeper == "":
+		return controllers.Whoever
+	case !known || uuid == nil:
+		return controllers.Theirs // a node's, or not asked yet
+	case of == *uuid:
+		return controllers.Ours
+	}
+	if ready := c.Status != nil && c.Status.ReadyToUse != nil && *c.Status.ReadyToUse; !ready || c.DeletionTimestamp != nil {
+		message := fmt.Sprintf("the snapshot is of a disk in the vCenter with the instance UUID %s, and the Supervisor names %s (%s): nothing is done about it", of, s.address, *uuid)
+		s.events.Event(c, corev1.EventTypeWarning, "SnapshotElsewhere", message)
+		if ref := c.Spec.VolumeSnapshotRef; ref.UID != "" {
+			s.events.Event(&ref, corev1.EventTypeWarning, "SnapshotElsewhere", message+" ("+c.Name+")")
+		}
+	}
+	return controllers.Theirs
+}
+
+// vcenterOf is the vCenter of the volume of which a content is the snapshot; false
+// where that is not known, or none.
+func (s *scope) vcenterOf(c *snapshotv1.VolumeSnapshotContent) (string, bool) {
+	if c.Spec.Source.VolumeHandle == nil {
+		return "", false
+	}
+	all, err := s.factory.Core().V1().PersistentVolumes().Lister().List(labels.Everything())
+	if err != nil {
+		return "", false
+	}
+	for _, pv := range all {
+		if controllers.OfVCenter(pv) && pv.Spec.CSI.Driver == c.Spec.Driver && pv.Spec.CSI.VolumeHandle == *c.Spec.Source.VolumeHandle {
+			return pv.Spec.CSI.VolumeAttributes[controllers.VCenterAttribute], true
+		}
+	}
+	return "", false
 }

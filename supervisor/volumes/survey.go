@@ -47,6 +47,7 @@ func (c *connection) survey(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wait := c.every
 		err := c.once(ctx)
+		shownDisks.ask(c.address, err)
 		if err == nil && time.Since(orphansAt) >= c.orphansEvery() {
 			if err = c.lookForOrphans(ctx); err == nil {
 				orphansAt = time.Now()
@@ -100,17 +101,24 @@ func (c *connection) once(ctx context.Context) error {
 		return err
 	}
 	all, err := c.bound(uuid)
-	if err != nil || len(all) == 0 {
+	if err != nil {
 		showVolumes(nil)
 		return err
 	}
-	listed, err := c.store.List(ctx)
+	listed, err := c.store.Inventory(ctx)
 	if err != nil {
 		return err
 	}
+	shownDisks.show(c.address, uuid, listed)
+	if len(all) == 0 {
+		showVolumes(nil)
+		return nil
+	}
 	byID := map[string]storage.Volume{}
 	for _, v := range listed {
-		byID[v.ID] = v
+		if v.Unfinished == "" {
+			byID[v.ID] = v.Volume
+		}
 	}
 	var failed error
 	for _, b := range all {

@@ -1,6 +1,7 @@
 // Package volumes is the controller service of volumes in vSphere: it runs in
 // the supervisor and makes, expands and deletes the disks of claims whose
-// StorageClass names a storage policy of the Supervisor's vCenter. What it makes
+// StorageClass names a storage policy of the Supervisor's vCenter, and takes and
+// deletes the snapshots of these disks. What it makes
 // in vSphere follows the claim (name, namespace, labels); what vSphere says
 // (whether the policy is kept) it writes onto the claim. What interrupted calls
 // left behind it finds, tells of, and takes away where it is provably nobody's.
@@ -12,11 +13,14 @@ package volumes
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -57,6 +61,8 @@ type Store interface {
 	Relabel(ctx context.Context, id string, labels map[string]string) error
 	// Audit says of all volumes whether they are kept as their policies say.
 	Audit(ctx context.Context) (map[string]storage.Compliance, error)
+	// Inventory are all volumes, with what they take and who has them.
+	Inventory(ctx context.Context) ([]storage.Item, error)
 	// Orphans are what nobody has; claimed is asked of each.
 	Orphans(ctx context.Context, claimed func(id, name string) bool) ([]storage.Orphan, error)
 	// Discard deletes one that is Disposable, if it still is.
@@ -127,6 +133,7 @@ func (c *Controller) Run(ctx context.Context) error {
 type base struct {
 	*Controller
 	client  kubernetes.Interface
+	kinds   snapshotclient.Interface
 	objects client.Reader // Supervisors and StoragePolicies, from a cache
 	events  record.EventRecorder
 	cluster string
@@ -158,16 +165,16 @@ func (c *Controller) run(ctx context.Context) error {
 
 func newScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	if err := clientgoscheme.AddToScheme(s); err != nil {
-		return nil, err
-	}
-	return s, v1alpha1.AddToScheme(s)
+	return s, errors.Join(clientgoscheme.AddToScheme(s), v1alpha1.AddToScheme(s), snapshotv1.AddToScheme(s))
 }
 
 // open reads what there is.
 func (c *Controller) open(ctx context.Context, scheme *runtime.Scheme) (_ *base, err error) {
 	b := &base{Controller: c, changed: make(chan struct{}, 1), failed: make(chan struct{}, 1), policies: newSignal()}
 	if b.client, err = kubernetes.NewForConfig(c.options.Config); err != nil {
+		return nil, err
+	}
+	if b.kinds, err = snapshotclient.NewForConfig(c.options.Config); err != nil {
 		return nil, err
 	}
 	objects, err := cache.New(c.options.Config, cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields()})

@@ -16,6 +16,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -125,10 +126,6 @@ func Run(ctx context.Context, c Config) error {
 		g.capacity, auditor = newCapacityController(g), newAuditController(g)
 	}
 	provisioner := newProvisionController(ctx, g)
-	var snapshotting *snapshotting
-	if ofNode {
-		snapshotting = newSnapshotting(g, g.snapshotClient)
-	}
 
 	g.factory.Start(ctx.Done())
 	defer g.factory.Shutdown()
@@ -140,9 +137,12 @@ func Run(ctx context.Context, c Config) error {
 	if ofNode {
 		go g.capacity.run(ctx)
 		go auditor.run(ctx)
-		go snapshotting.run(ctx)
 	}
 	go resizer.run(ctx)
+	// Its calls end before this does: whoever comes after it makes none beside them.
+	var snapshots sync.WaitGroup
+	defer snapshots.Wait()
+	snapshots.Go(func() { g.takeSnapshots(ctx) })
 	provisioner.Run(ctx)
 	return nil
 }

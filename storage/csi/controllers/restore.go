@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -11,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/openatoll/atoll/api/v1alpha1"
 )
 
 const (
@@ -72,12 +75,23 @@ func (p *provisioner) fits(ctx context.Context, claim *corev1.PersistentVolumeCl
 		if err != nil {
 			why = ": " + told(err).Error()
 		}
-		if p.NodeName == "" {
-			return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not in vCenter%s: name the StorageClass of its volume", s.Name, why)
-		}
-		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s cannot be reached from node %s, node %q cares for it: let the pod run there%s", s.Name, p.NodeName, content.Labels[contentNode], why)
+		return p.away(s.Name, content.Labels[ContentKeeper], why)
 	}
 	return nil
+}
+
+// away says where a snapshot is that is not here; why has what else is known.
+func (p *provisioner) away(name, keeper, why string) error {
+	ofVCenter := strings.HasPrefix(keeper, v1alpha1.ContentOfVCenter)
+	switch {
+	case p.NodeName == "" && ofVCenter:
+		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not found in vCenter%s: if it was deleted there, delete it here; if the Supervisor names another vCenter, undo that", name, why)
+	case p.NodeName == "":
+		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not in vCenter%s: name the StorageClass of its volume", name, why)
+	case ofVCenter:
+		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is of a disk in vCenter, which node %s does not reach: name a StorageClass of one of vCenter's policies, as that of its volume", name, p.NodeName)
+	}
+	return fmt.Errorf("spec.dataSource: VolumeSnapshot %s cannot be reached from node %s, node %q cares for it: let the pod run there%s", name, p.NodeName, keeper, why)
 }
 
 // largeEnough says what is missing in a claim that begins as something larger.

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	storagehelpers "k8s.io/component-helpers/storage/volume"
@@ -30,7 +31,22 @@ type Scope interface {
 	// Reach is nil if the driver's back end is the volume's; else the driver is
 	// not called.
 	Reach(ctx context.Context, pv *corev1.PersistentVolume) error
+	// Keeper is the label managed-by of the contents whose snapshots are taken and
+	// deleted here. While it is not known the error says why.
+	Keeper(ctx context.Context) (string, error)
+	// Content says whose a content is that lacks that label.
+	Content(c *snapshotv1.VolumeSnapshotContent) Ownership
 }
+
+// Ownership says whose a VolumeSnapshotContent is.
+type Ownership int
+
+// A content is another's, or whoever's the snapshot or volume is, or taken at once.
+const (
+	Theirs Ownership = iota
+	Whoever
+	Ours
+)
 
 // VCenterAttribute of a PersistentVolume is the instance UUID of the vCenter that
 // has the volume. No node cares for such a volume: the supervisor does.
@@ -82,6 +98,17 @@ func (n nodeScope) Reach(_ context.Context, pv *corev1.PersistentVolume) error {
 		return fmt.Errorf("volume %s cannot be reached from node %s", pv.Name, n.name)
 	}
 	return nil
+}
+
+// Keeper is the node's name.
+func (n nodeScope) Keeper(context.Context) (string, error) { return n.name, nil }
+
+// Content: a node takes what no other cares for, if it has it.
+func (n nodeScope) Content(c *snapshotv1.VolumeSnapshotContent) Ownership {
+	if c.Labels[ContentKeeper] == "" {
+		return Whoever
+	}
+	return Theirs
 }
 
 // meets tells whether the node meets a term that topologies were turned into.

@@ -2,8 +2,6 @@ package controllers
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"sync"
 	"time"
 
@@ -12,21 +10,22 @@ import (
 	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	snapshotscheme "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned/scheme"
 	snapshotinformers "github.com/kubernetes-csi/external-snapshotter/client/v8/informers/externalversions"
+	snapshotlisters "github.com/kubernetes-csi/external-snapshotter/client/v8/listers/volumesnapshot/v1"
 	sidecar "github.com/kubernetes-csi/external-snapshotter/v8/pkg/sidecar-controller"
 	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/utils"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 )
 
 const (
-	// contentNode is the label that names the node which cares for a content.
-	contentNode = utils.VolumeSnapshotContentManagedByLabel
+	// ContentKeeper is the label that names who cares for a content: a node, or
+	// the supervisor (v1alpha1.ContentOfVCenter).
+	ContentKeeper = utils.VolumeSnapshotContentManagedByLabel
 	// snapshotPrefix and the VolumeSnapshot's UID are a snapshot's name.
 	snapshotPrefix  = "snapshot"
 	snapshotWorkers = 4
@@ -36,21 +35,45 @@ const (
 // must be in it before anything runs.
 var errScheme = snapshotscheme.AddToScheme(scheme.Scheme)
 
-// snapshotting takes and deletes the snapshots of the contents that the node
-// cares for. It is upstream's sidecar controller, which, other than provisioner
-// and resizer, registers no gate of the kubelet's and ends no process; it gets the
-// driver as we reach it, not over upstream's connection.
+// takeSnapshots takes and deletes snapshots until ctx ends. It waits until it is
+// known for which contents, and begins anew should these become others.
+func (g *group) takeSnapshots(ctx context.Context) {
+	wait := retryFirst
+	for ctx.Err() == nil {
+		keeper, err := g.scope.Keeper(ctx)
+		if err == nil {
+			newSnapshotting(g, g.snapshotClient, keeper).run(ctx)
+			wait = retryFirst
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		g.Logger.Warn("snapshots are not served; trying again", "err", err, "again in", wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+			wait = min(2*wait, retryAtMost)
+		}
+	}
+}
+
+// snapshotting takes and deletes the snapshots of the contents with one keeper. It
+// is upstream's sidecar controller, which, other than provisioner and resizer,
+// registers no gate of the kubelet's and ends no process; it gets the driver as we
+// reach it, not over upstream's connection.
 type snapshotting struct {
 	*group
-	// mine are the contents with this node's label, others those without any.
+	keeper string
+	// mine are the contents with the keeper's label, others those that lack it.
 	mine, others, classes snapshotinformers.SharedInformerFactory
 	adopter               *adopter
+	calls                 *snapshotter
 	controller            interface {
 		Run(workers int, stop <-chan struct{}, wg *sync.WaitGroup)
 	}
 }
 
-func newSnapshotting(g *group, client snapshotclient.Interface) *snapshotting {
+func newSnapshotting(g *group, client snapshotclient.Interface, keeper string) *snapshotting {
 	factory := func(selector string) snapshotinformers.SharedInformerFactory {
 		return snapshotinformers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, snapshotinformers.WithTransform(withoutManagedFields),
 			snapshotinformers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = selector }))
@@ -58,21 +81,31 @@ func newSnapshotting(g *group, client snapshotclient.Interface) *snapshotting {
 	limiter := func() workqueue.TypedRateLimiter[string] {
 		return workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryAtMost)
 	}
-	s := &snapshotting{group: g, mine: factory(contentNode + "=" + g.NodeName), others: factory("!" + contentNode), classes: factory("")}
+	others := "!" + ContentKeeper
+	if g.NodeName == "" { // of its volumes upstream may have given some to a node
+		others = ContentKeeper + "!=" + keeper
+	}
+	s := &snapshotting{group: g, keeper: keeper, mine: factory(ContentKeeper + "=" + keeper), others: factory(others), classes: factory("")}
+	s.calls = &snapshotter{group: g, keeper: keeper, contents: s.mine.Snapshot().V1().VolumeSnapshotContents().Lister()}
 	const wholeUID, withMetadata, withGroups = -1, true, false
 	s.controller = sidecar.NewCSISnapshotSideCarController(
 		client, g.client, g.Driver,
 		s.mine.Snapshot().V1().VolumeSnapshotContents(), s.classes.Snapshot().V1().VolumeSnapshotClasses(),
-		snapshotter{g}, nil, callTimeout, resyncPeriod, snapshotPrefix, wholeUID, "", wholeUID, withMetadata,
+		s.calls, nil, callTimeout, resyncPeriod, snapshotPrefix, wholeUID, "", wholeUID, withMetadata,
 		limiter(), withGroups, nil, nil, limiter(),
 	)
-	s.adopter = newAdopter(g, s.others)
+	s.adopter = newAdopter(g, s.others, keeper)
 	return s
 }
 
-// run returns when ctx ends. Until the kinds of snapshots are served it waits:
-// a node may be of a cluster that has none.
+// run returns when ctx ends, or the keeper has become another, and no call is under
+// way any more. Until the kinds of snapshots are served it waits: a node may be of a
+// cluster that has none.
 func (s *snapshotting) run(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	s.calls.begin(ctx, stop)
+	defer s.calls.end()
 	for _, f := range []snapshotinformers.SharedInformerFactory{s.mine, s.others, s.classes} {
 		f.Start(ctx.Done())
 		defer f.Shutdown()
@@ -83,42 +116,133 @@ func (s *snapshotting) run(ctx context.Context) {
 	parts.Wait()
 }
 
-// A snapshotter is upstream's interface on the driver.
-type snapshotter struct{ *group }
+// A snapshotter is upstream's interface on the driver. Upstream's workers outlive
+// its Run: their calls do not.
+type snapshotter struct {
+	*group
+	keeper   string
+	contents snapshotlisters.VolumeSnapshotContentLister
+
+	mu    sync.Mutex
+	ctx   context.Context // while calls may be made; else nil
+	stop  func()          // has all begun anew
+	calls sync.WaitGroup
+}
+
+func (s *snapshotter) begin(ctx context.Context, stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ctx, s.stop = ctx, stop
+}
+
+// end returns when no call is under way, and there will be none.
+func (s *snapshotter) end() {
+	s.mu.Lock()
+	s.ctx = nil
+	s.mu.Unlock()
+	s.calls.Wait()
+}
+
+// call makes a call that ends with run. Its error is for users to read.
+func (s *snapshotter) call(ctx context.Context, do func(context.Context) error) error {
+	s.mu.Lock()
+	running, stop := s.ctx, s.stop
+	if running == nil {
+		s.mu.Unlock()
+		return readable(status.Error(codes.Unavailable, "the controllers are about to end"))
+	}
+	s.calls.Add(1)
+	s.mu.Unlock()
+	defer s.calls.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(running, cancel)()
+	now, err := s.scope.Keeper(ctx)
+	switch {
+	case err != nil:
+		return readable(status.Errorf(codes.Unavailable, "nothing was done: %v", err))
+	case now != s.keeper:
+		stop()
+		return readable(status.Errorf(codes.Unavailable, "nothing was done: the snapshot is %s's, and it is %s that answers", s.keeper, now))
+	}
+	return readable(do(ctx))
+}
 
 // CreateSnapshot implements upstream's Snapshotter.
-func (s snapshotter) CreateSnapshot(ctx context.Context, name, volume string, parameters, secrets map[string]string) (driver, id string, at time.Time, bytes int64, ready bool, err error) {
-	resp, err := s.controller.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volume, Parameters: parameters, Secrets: secrets})
+func (s *snapshotter) CreateSnapshot(ctx context.Context, name, volume string, parameters, secrets map[string]string) (driver, id string, at time.Time, bytes int64, ready bool, err error) {
+	var snap *csi.Snapshot
+	err = s.call(ctx, func(ctx context.Context) error {
+		resp, err := s.controller.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volume, Parameters: parameters, Secrets: secrets})
+		snap = resp.GetSnapshot()
+		if status.Code(err) == codes.ResourceExhausted {
+			// Upstream takes it for one that may yet be made, and would let its
+			// VolumeSnapshot go no sooner than there is room.
+			err = status.Error(codes.FailedPrecondition, status.Convert(err).Message())
+		}
+		return err
+	})
 	if err != nil {
-		return "", "", time.Time{}, 0, false, readable(err)
+		return "", "", time.Time{}, 0, false, err
 	}
 	s.capacity.changed()
-	snap := resp.GetSnapshot()
 	return s.Driver, snap.GetSnapshotId(), snap.GetCreationTime().AsTime(), snap.GetSizeBytes(), snap.GetReadyToUse(), nil
 }
 
-// DeleteSnapshot implements upstream's Snapshotter.
-func (s snapshotter) DeleteSnapshot(ctx context.Context, id string, secrets map[string]string) error {
-	if _, err := s.controller.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: id, Secrets: secrets}); err != nil {
-		return readable(err)
+// DeleteSnapshot implements upstream's Snapshotter. Upstream's event does not say
+// why one could not be deleted; this one does.
+func (s *snapshotter) DeleteSnapshot(ctx context.Context, id string, secrets map[string]string) error {
+	err := s.call(ctx, func(ctx context.Context) error {
+		_, err := s.controller.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: id, Secrets: secrets})
+		return err
+	})
+	if err != nil {
+		all, _ := s.contents.List(labels.Everything())
+		for _, c := range all {
+			if c.Status != nil && c.Status.SnapshotHandle != nil && *c.Status.SnapshotHandle == id {
+				s.tell(c, corev1.EventTypeWarning, "SnapshotDeleteFailed", err.Error())
+			}
+		}
+		return err
 	}
 	s.capacity.changed()
 	return nil
 }
 
-// GetSnapshotStatus implements upstream's Snapshotter; there are no groups.
-func (s snapshotter) GetSnapshotStatus(ctx context.Context, id string, _ map[string]string) (ready bool, at time.Time, bytes int64, group string, err error) {
-	snap, err := s.find(ctx, id)
-	if err != nil {
-		return false, time.Time{}, 0, "", readable(err)
+// tell records an event on a content and on its VolumeSnapshot, whose user may not
+// see contents.
+func (g *group) tell(c *snapshotv1.VolumeSnapshotContent, kind, reason, message string) {
+	g.events.Event(c, kind, reason, message)
+	if ref := c.Spec.VolumeSnapshotRef; ref.UID != "" {
+		g.events.Event(&ref, kind, reason, message+" ("+c.Name+")")
 	}
-	if snap == nil {
-		return false, time.Time{}, 0, "", readable(status.Errorf(codes.NotFound, "there is no snapshot %s on node %s", id, s.NodeName))
+}
+
+// GetSnapshotStatus implements upstream's Snapshotter; there are no groups.
+func (s *snapshotter) GetSnapshotStatus(ctx context.Context, id string, _ map[string]string) (ready bool, at time.Time, bytes int64, group string, err error) {
+	var snap *csi.Snapshot
+	err = s.call(ctx, func(ctx context.Context) error {
+		var err error
+		if snap, err = s.find(ctx, id); err == nil && snap == nil {
+			err = status.Errorf(codes.NotFound, "there is no snapshot %s %s", id, s.here())
+		}
+		return err
+	})
+	if err != nil {
+		return false, time.Time{}, 0, "", err
 	}
 	return snap.GetReadyToUse(), snap.GetCreationTime().AsTime(), snap.GetSizeBytes(), "", nil
 }
 
-// find returns nil if the snapshot is not on a datastore that the node reaches.
+// here is where the driver's volumes are.
+func (g *group) here() string {
+	if g.NodeName == "" {
+		return "in vCenter"
+	}
+	return "on node " + g.NodeName
+}
+
+// find returns nil if the snapshot is not on a datastore that the node reaches, or
+// not in vCenter.
 func (g *group) find(ctx context.Context, id string) (*csi.Snapshot, error) {
 	resp, err := g.controller.ListSnapshots(ctx, &csi.ListSnapshotsRequest{SnapshotId: id})
 	if err != nil || len(resp.GetEntries()) == 0 {
@@ -130,6 +254,9 @@ func (g *group) find(ctx context.Context, id string) (*csi.Snapshot, error) {
 // readable is a status whose text is its message alone, as users shall read it in
 // events.
 func readable(err error) error {
+	if err == nil {
+		return nil
+	}
 	if s, ok := status.FromError(err); ok {
 		return plainStatus{s}
 	}
@@ -140,95 +267,3 @@ type plainStatus struct{ s *status.Status }
 
 func (p plainStatus) Error() string              { return p.s.Message() }
 func (p plainStatus) GRPCStatus() *status.Status { return p.s }
-
-// An adopter takes contents that no node cares for, if their snapshots or
-// volumes are here: those that an admin has made for snapshots that are there,
-// and those of nodes that have left the cluster.
-type adopter struct {
-	*group
-	informer cache.SharedIndexInformer
-	contents snapshotinformers.SharedInformerFactory
-	queue    workqueue.TypedRateLimitingInterface[string]
-}
-
-func newAdopter(g *group, contents snapshotinformers.SharedInformerFactory) *adopter {
-	a := &adopter{group: g, contents: contents, informer: contents.Snapshot().V1().VolumeSnapshotContents().Informer(),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryAtMost))}
-	add := func(o any) {
-		if c, ok := o.(*snapshotv1.VolumeSnapshotContent); ok && c.Spec.Driver == g.Driver {
-			a.queue.Add(c.Name)
-		}
-	}
-	_, _ = a.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: add, UpdateFunc: func(_, o any) { add(o) }})
-	return a
-}
-
-func (a *adopter) run(ctx context.Context) {
-	stop := context.AfterFunc(ctx, a.queue.ShutDown)
-	defer stop()
-	for {
-		name, down := a.queue.Get()
-		if down {
-			return
-		}
-		if err := a.adopt(ctx, name); err != nil && ctx.Err() == nil {
-			// Not said louder: the datastore may be another node's.
-			a.Logger.Debug("a snapshot is not known to be here; trying again", "content", name, "err", err)
-			a.queue.AddRateLimited(name)
-		} else {
-			a.queue.Forget(name)
-		}
-		a.queue.Done(name)
-	}
-}
-
-func (a *adopter) adopt(ctx context.Context, name string) error {
-	content, err := a.contents.Snapshot().V1().VolumeSnapshotContents().Lister().Get(name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil || content.Labels[contentNode] != "" {
-		return err
-	}
-	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if here, err := a.here(callCtx, content); err != nil || !here {
-		return err
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"resourceVersion": content.ResourceVersion, "labels": map[string]string{contentNode: a.NodeName},
-	}})
-	if err != nil {
-		return err
-	}
-	_, err = a.snapshots.VolumeSnapshotContents().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil // gone, another node's, or back in the queue as it is now
-	}
-	if err != nil {
-		return fmt.Errorf("content %s: %w", name, err)
-	}
-	a.Logger.Info("the node cares for a snapshot from now on", "content", name)
-	return nil
-}
-
-// here tells whether the node has a content's snapshot or, as long as that is not
-// taken, the volume.
-func (a *adopter) here(ctx context.Context, c *snapshotv1.VolumeSnapshotContent) (bool, error) {
-	handle := c.Spec.Source.SnapshotHandle
-	if c.Status != nil && c.Status.SnapshotHandle != nil {
-		handle = c.Status.SnapshotHandle
-	}
-	if handle != nil {
-		s, err := a.find(ctx, *handle)
-		return s != nil, err
-	}
-	if c.Spec.Source.VolumeHandle == nil {
-		return false, nil
-	}
-	_, err := a.controller.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: *c.Spec.Source.VolumeHandle})
-	if status.Code(err) == codes.NotFound {
-		return false, nil
-	}
-	return err == nil, err
-}

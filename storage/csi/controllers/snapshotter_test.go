@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
+	"github.com/openatoll/atoll/api/v1alpha1"
 	atollcsi "github.com/openatoll/atoll/storage/csi"
 )
 
@@ -27,6 +28,10 @@ func (d *driver) CreateSnapshot(_ context.Context, r *csi.CreateSnapshotRequest,
 	}
 	d.snapshots = map[string]*csi.Snapshot{"s-1": {SnapshotId: "s-1", SourceVolumeId: r.SourceVolumeId, SizeBytes: 64 << 20, ReadyToUse: true}}
 	return &csi.CreateSnapshotResponse{Snapshot: d.snapshots["s-1"]}, nil
+}
+
+func (d *driver) DeleteSnapshot(context.Context, *csi.DeleteSnapshotRequest, ...grpc.CallOption) (*csi.DeleteSnapshotResponse, error) {
+	return &csi.DeleteSnapshotResponse{}, d.err
 }
 
 func (d *driver) ListSnapshots(_ context.Context, r *csi.ListSnapshotsRequest, _ ...grpc.CallOption) (*csi.ListSnapshotsResponse, error) {
@@ -54,7 +59,7 @@ func snapshotOf() (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent
 	s := &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "snap", UID: "s-uid"},
 		Status: &snapshotv1.VolumeSnapshotStatus{ReadyToUse: ptr(true), BoundVolumeSnapshotContentName: ptr("content")}}
 	c := &snapshotv1.VolumeSnapshotContent{
-		ObjectMeta: metav1.ObjectMeta{Name: "content", ResourceVersion: "1", Labels: map[string]string{contentNode: "n1"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "content", ResourceVersion: "1", Labels: map[string]string{ContentKeeper: "n1"}},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			Driver: atollcsi.Name, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete, SourceVolumeMode: ptr(corev1.PersistentVolumeFilesystem),
 			VolumeSnapshotRef: corev1.ObjectReference{Namespace: "ns", Name: "snap", UID: "s-uid"},
@@ -92,8 +97,11 @@ func TestRestore(t *testing.T) {
 		"allowed by an admin": {func(o objects) {
 			o.p.Spec.VolumeMode, o.c.Annotations = ptr(corev1.PersistentVolumeBlock), map[string]string{annVolumeMode: "true"}
 		}, ""},
+		"vCenter's": {func(o objects) {
+			o.d.snapshots, o.c.Labels[ContentKeeper] = nil, v1alpha1.ContentOfVCenter+"uuid"
+		}, "is of a disk in vCenter, which node n1 does not reach"},
 		"another node's": {func(o objects) {
-			o.d.snapshots, o.c.Labels[contentNode] = nil, "n2"
+			o.d.snapshots, o.c.Labels[ContentKeeper] = nil, "n2"
 		}, `cannot be reached from node n1, node "n2" cares for it`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,7 +140,7 @@ func running(t *testing.T, d *driver, c *snapshotv1.VolumeSnapshotContent) func(
 	client := snapshotfake.NewSimpleClientset(c, &snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: "atoll"}, Driver: atollcsi.Name})
 	g := newGroup(t, d, nil, nil)
 	g.snapshots = client.SnapshotV1()
-	s := newSnapshotting(g, client)
+	s := newSnapshotting(g, client, g.NodeName)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); s.run(ctx) }()
@@ -172,52 +180,6 @@ func TestSnapshotIsTaken(t *testing.T) {
 		s := content().Status
 		return s != nil && s.Error != nil && strings.HasSuffix(*s.Error.Message, `: "a VM writes to it"`)
 	})
-}
-
-// A content without a node is taken where its snapshot or volume is, and left
-// alone elsewhere.
-func TestAdopt(t *testing.T) {
-	for name, tt := range map[string]struct {
-		change func(*snapshotv1.VolumeSnapshotContent, *driver)
-		taken  bool
-	}{
-		"its snapshot is here": {func(c *snapshotv1.VolumeSnapshotContent, d *driver) {
-			c.Status, c.Spec.Source = nil, snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: ptr("s-1")}
-		}, true},
-		"its volume is here": {func(c *snapshotv1.VolumeSnapshotContent, d *driver) { c.Status = nil }, true},
-		"its node left":      {func(*snapshotv1.VolumeSnapshotContent, *driver) {}, true},
-		"its snapshot is elsewhere": {func(c *snapshotv1.VolumeSnapshotContent, d *driver) {
-			d.snapshots = nil
-		}, false},
-		"its volume is elsewhere": {func(c *snapshotv1.VolumeSnapshotContent, d *driver) {
-			c.Status, c.Spec.Source.VolumeHandle = nil, ptr("other")
-		}, false},
-		"nobody knows": {func(c *snapshotv1.VolumeSnapshotContent, d *driver) {
-			d.err = status.Error(codes.Unavailable, "the datastore is away")
-		}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, c := snapshotOf()
-			c.Labels = nil
-			d := &driver{snapshots: map[string]*csi.Snapshot{"s-1": {SnapshotId: "s-1"}}}
-			tt.change(c, d)
-			client := snapshotfake.NewSimpleClientset(c)
-			g := newGroup(t, d, nil, nil)
-			g.snapshots = client.SnapshotV1()
-			s := newSnapshotting(g, client)
-			if err := s.adopter.informer.GetStore().Add(c); err != nil {
-				t.Fatal(err)
-			}
-			err := s.adopter.adopt(t.Context(), "content")
-			if (err != nil) != (d.err != nil) {
-				t.Fatal(err)
-			}
-			got, err := g.snapshots.VolumeSnapshotContents().Get(t.Context(), "content", metav1.GetOptions{})
-			if err != nil || (got.Labels[contentNode] == "n1") != tt.taken {
-				t.Errorf("labels %v, %v", got.Labels, err)
-			}
-		})
-	}
 }
 
 // The clients' stand-ins have no watches that begin with what is there.

@@ -52,8 +52,9 @@ beside what Kubernetes says of them. A disk is
   unknown  its node or datastore does not answer
 
 Disks that are no claim's are shown with -A. The nodes are asked through the API
-server, which lets those who may get nodes/proxy. Of vSphere's volumes only what
-Kubernetes says is shown.`,
+server, which lets those who may get nodes/proxy. Of vSphere's volumes it shows what
+the supervisor saw in vCenter last, which the API server's /metrics have: after each
+change of a volume, and every spec.policyPollSeconds of the Supervisor.`,
 		Example: "  atoll get disks -A\n  atoll get disks -n shop -o wide\n  atoll get disks -A --node n1 -o json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return v.run(cmd, g) },
@@ -104,6 +105,9 @@ func (v *diskView) run(cmd *cobra.Command, g *globals) error {
 			fmt.Fprintf(cmd.ErrOrStderr(), "atoll: node %s does not say what it has: %v\n", n.Name, n.Err)
 		}
 	}
+	if c.VCenter != nil && c.VCenter.Err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "atoll: what is in vCenter is not known: %v\n", c.VCenter.Err)
+	}
 	all := c.List()
 	found := slices.DeleteFunc(slices.Clone(all), func(d disks.Disk) bool {
 		return !v.everywhere && d.Namespace != v.namespace || v.node != "" && d.Node != v.node
@@ -153,6 +157,7 @@ func readDisks(ctx context.Context, client kubernetes.Interface) (disks.Cluster,
 			c.Nodes[i] = readNode(ctx, client, &n)
 		})
 	}
+	asked.Go(func() { c.VCenter = readVCenter(ctx, client) })
 	asked.Wait()
 	opts := metav1.ListOptions{}
 	volumes, err := client.CoreV1().PersistentVolumes().List(ctx, opts)
@@ -179,4 +184,16 @@ func readNode(ctx context.Context, client kubernetes.Interface, n *corev1.Node) 
 		return disks.Node{Name: n.Name, Err: err}
 	}
 	return disks.ReadNode(n.Name, bytes.NewReader(b))
+}
+
+// readVCenter asks the API server, whose process the supervisor is, what it has
+// seen in vCenter.
+func readVCenter(ctx context.Context, client kubernetes.Interface) *disks.Node {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	b, err := client.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+	if err != nil {
+		return &disks.Node{Err: err}
+	}
+	return disks.ReadVCenter(bytes.NewReader(b))
 }

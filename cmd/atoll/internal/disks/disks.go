@@ -12,6 +12,7 @@ import (
 
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/storage/csi"
+	"github.com/openatoll/atoll/storage/csi/controllers"
 )
 
 // States of a disk.
@@ -55,6 +56,9 @@ type Cluster struct {
 	Claims  []corev1.PersistentVolumeClaim
 	Pods    []corev1.Pod
 	Nodes   []Node
+	// VCenter is what the supervisor has seen in the one that it serves, as that of
+	// a node; nil if it serves none, or was not asked.
+	VCenter *Node
 	// Now is when all of it was read.
 	Now time.Time
 }
@@ -83,6 +87,14 @@ func (c Cluster) List() []Disk {
 	return out
 }
 
+// all who have volumes.
+func (c Cluster) all() []Node {
+	if c.VCenter == nil {
+		return c.Nodes
+	}
+	return append(slices.Clone(c.Nodes), *c.VCenter)
+}
+
 // A found is an item, and a node that has it in a datastore.
 type found struct {
 	Item
@@ -100,7 +112,7 @@ type index struct {
 
 func (c Cluster) index() index {
 	v := index{c, map[string]found{}, map[string]*corev1.Pod{}, map[string]*corev1.Pod{}}
-	for _, n := range c.Nodes {
+	for _, n := range c.all() {
 		for _, i := range n.Items {
 			before, there := v.items[i.ID]
 			// Of several who see it, one who knows most has the word.
@@ -144,10 +156,14 @@ func (v index) ofVolume(pv *corev1.PersistentVolume) Disk {
 	if r := pv.Spec.ClaimRef; r != nil {
 		d.Namespace, d.PVC = r.Namespace, r.Name
 	}
+	v.complies(&d, pv)
 	i, there := v.items[id]
 	switch {
 	case there:
 		v.fill(&d, i)
+		if d.State == Free && !localID.MatchString(id) {
+			v.used(&d, pv)
+		}
 	case !localID.MatchString(id):
 		v.elsewhere(&d, pv)
 	default:
@@ -181,8 +197,8 @@ func (v index) fill(d *Disk, i found) {
 	switch {
 	case i.Damage != "":
 		d.State, d.Reason = Damaged, i.Damage
-	case i.Unfinished != "":
-		d.State, d.Reason = Unknown, i.Unfinished
+	case i.Unfinished != "" || i.Silent != "":
+		d.State, d.Reason = Unknown, cmp.Or(i.Unfinished, i.Silent)
 	case i.VM != "":
 		d.State = InUse
 	default:
@@ -204,9 +220,45 @@ func (v index) fill(d *Disk, i found) {
 	}
 }
 
-// elsewhere is a volume of vSphere: what Kubernetes says is all that is asked.
+// complies: of a volume of vSphere the claim says whether its policy is kept.
+func (v index) complies(d *Disk, pv *corev1.PersistentVolume) {
+	if d.Compliance != "" || pv.Spec.ClaimRef == nil {
+		return
+	}
+	for _, c := range v.Claims {
+		if c.Namespace == d.Namespace && c.Name == d.PVC && c.UID == pv.Spec.ClaimRef.UID {
+			d.Compliance, d.ComplianceReason = c.Annotations[v1alpha1.AnnotationPolicyCompliance], c.Annotations[v1alpha1.AnnotationPolicyComplianceReason]
+		}
+	}
+}
+
+// elsewhere is a volume of vSphere that vCenter has not told of: Kubernetes alone
+// says what there is.
 func (v index) elsewhere(d *Disk, pv *corev1.PersistentVolume) {
 	d.Format, d.State = "vmdk", Free
+	v.used(d, pv)
+	if v.VCenter == nil || v.Now.Sub(pv.CreationTimestamp.Time) < young {
+		return
+	}
+	if v.VCenter.Err != nil {
+		d.State, d.Reason = Unknown, v.VCenter.Err.Error()
+		return
+	}
+	of := pv.Spec.CSI.VolumeAttributes[controllers.VCenterAttribute]
+	for _, s := range v.VCenter.Datastores {
+		switch {
+		case s.Problem != "":
+			d.State, d.Reason = Unknown, "vCenter "+s.Name+": "+s.Problem
+		case s.ID != of:
+			d.State, d.Reason = Unknown, "the vCenter that has it (instance UUID "+of+") is not the one that the Supervisor names, "+s.Name
+		default:
+			d.State, d.Reason = Unknown, "vCenter "+s.Name+" shows no such volume: it was deleted there, or Atoll may not see it"
+		}
+	}
+}
+
+// used: a pod uses a volume of vSphere, as Kubernetes says.
+func (v index) used(d *Disk, pv *corev1.PersistentVolume) {
 	if pv.Spec.ClaimRef == nil {
 		return
 	}

@@ -116,6 +116,76 @@ func TestList(t *testing.T) {
 	}
 }
 
+// What the API server says among much else of a vCenter.
+const saidOfVCenter = `# TYPE apiserver_request_total counter
+apiserver_request_total{code="200"} 5
+# TYPE atoll_disks_age_seconds gauge
+atoll_disks_age_seconds 200
+# TYPE atoll_disk gauge
+atoll_disk{id="d2f1c0de-0000-4000-8000-000000000001",kind="volume",name="pvc-u1",policy="gold",datastore="vsan",datastore_id="datastore-1",format="vmdk",encrypted="false",vm="pod-1_0",host="esx",damage="",unfinished="",compliance="",reason="",namespace="shop",claim="data",created="2026-01-01T00:00:00Z"} 1
+atoll_disk{id="d2f1c0de-0000-4000-8000-000000000002",kind="volume",name="pvc-u2",policy="gold",datastore="vsan",datastore_id="datastore-1",format="vmdk",encrypted="false",vm="",host="",damage="",unfinished="",compliance="",reason="",namespace="shop",claim="free",created="2026-01-01T00:00:00Z"} 1
+atoll_disk{id="d2f1c0de-0000-4000-8000-000000000003",kind="volume",name="pvc-u3",policy="gold",datastore="vsan",datastore_id="datastore-1",format="vmdk",encrypted="false",vm="",host="",damage="",unfinished="it is deleted, and its disk stays until its last snapshot goes",compliance="",reason="",namespace="shop",claim="old",created="2026-01-01T00:00:00Z"} 1
+atoll_disk{id="d2f1c0de-0000-4000-8000-000000000004",kind="volume",name="pvc-u4",policy="gold",datastore="vsan",datastore_id="datastore-1",format="vmdk",encrypted="false",vm="",host="",damage="",unfinished="",compliance="",reason="",namespace="shop",claim="old",created="2026-01-01T00:00:00Z"} 1
+# TYPE atoll_disk_size_bytes gauge
+atoll_disk_size_bytes{id="d2f1c0de-0000-4000-8000-000000000001"} 1.073741824e+09
+# TYPE atoll_disk_used_bytes gauge
+atoll_disk_used_bytes{id="d2f1c0de-0000-4000-8000-000000000001"} 3.145728e+06
+# TYPE atoll_datastore gauge
+atoll_datastore{id="uuid-1",name="vc.example.com",problem=""} 1
+`
+
+// TestVCenter: disks of vSphere as the supervisor has seen them, beside what
+// Kubernetes says; what it has not seen is not known.
+func TestVCenter(t *testing.T) {
+	const id = "d2f1c0de-0000-4000-8000-00000000000"
+	of := func(pv corev1.PersistentVolume, uuid string) corev1.PersistentVolume {
+		pv.Spec.CSI.VolumeAttributes["vcenter"] = uuid
+		return pv
+	}
+	complies := corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data", Annotations: map[string]string{
+		v1alpha1.AnnotationPolicyCompliance: "NonCompliant", v1alpha1.AnnotationPolicyComplianceReason: "moved",
+	}}}
+	fresh := of(volume("pv7", id+"7", "", "new"), "uuid-1")
+	fresh.CreationTimestamp = metav1.NewTime(time.Date(2026, 1, 1, 23, 59, 50, 0, time.UTC))
+	c := Cluster{
+		Now: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), VCenter: ReadVCenter(strings.NewReader(saidOfVCenter)), Claims: []corev1.PersistentVolumeClaim{complies},
+		Pods: []corev1.Pod{pod("web", "pod-1", "data")},
+		Volumes: []corev1.PersistentVolume{
+			of(volume("pv1", id+"1", "", "data"), "uuid-1"), of(volume("pv2", id+"2", "", "free"), "uuid-1"),
+			of(volume("pv5", id+"5", "", "lost"), "uuid-1"), of(volume("pv6", id+"6", "", "far"), "uuid-2"), fresh,
+		},
+	}
+	list := func() map[string]Disk {
+		got := map[string]Disk{}
+		for _, d := range c.List() {
+			got[strings.TrimPrefix(d.ID, id)] = d
+		}
+		return got
+	}
+	got := list()
+	for n, want := range map[string]struct{ pvc, pod, state, reason string }{
+		"1": {"data", "web", InUse, ""}, "2": {"free", "", Free, ""}, "3": {"old", "", Unknown, "until its last snapshot goes"}, "4": {"old", "", Orphan, "no PersistentVolume has it"},
+		"5": {"lost", "", Unknown, "vCenter vc.example.com shows no such volume"}, "6": {"far", "", Unknown, "instance UUID uuid-2"}, "7": {"new", "", Free, ""},
+	} {
+		if d, ok := got[n]; !ok || d.PVC != want.pvc || d.Pod != want.pod || d.State != want.state || !strings.Contains(d.Reason, want.reason) || d.Format != "vmdk" && n != "5" {
+			t.Errorf("%s: %+v, want %+v", n, d, want)
+		}
+	}
+	if d := got["1"]; d.Policy != "gold" || d.Datastore != "vsan" || d.VM != "pod-1_0" || d.Node != "esx" || *d.Size != 1<<30 || *d.Used != 3<<20 || d.ComplianceReason != "moved" || len(got) != 7 {
+		t.Errorf("%d disks, %+v", len(got), d)
+	}
+	silent := strings.Replace(saidOfVCenter, `problem=""} 1`, `problem="no answer"} 0`, 1)
+	c.VCenter = ReadVCenter(strings.NewReader(silent))
+	for n, d := range list() {
+		if n != "3" && n != "7" && (d.State != Unknown && d.State != InUse || !strings.Contains(d.Reason, "vCenter vc.example.com: no answer")) {
+			t.Errorf("a vCenter that is silent: %s is %+v", n, d)
+		}
+	}
+	if n := ReadVCenter(strings.NewReader("# TYPE up gauge\nup 1\n")); n != nil {
+		t.Errorf("where none is served: %+v", n)
+	}
+}
+
 // What is being made is no orphan, and is none of two nodes that share it.
 func TestNoOrphans(t *testing.T) {
 	now := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)

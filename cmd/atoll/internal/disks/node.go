@@ -3,6 +3,7 @@
 package disks
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"strings"
@@ -31,6 +32,8 @@ type Item struct {
 	// VM has it open, on Host.
 	VM, Host           string
 	Damage, Unfinished string
+	// Silent is why this is not known to be so still.
+	Silent             string
 	Compliance, Reason string
 	// Namespace and Claim are for whom it was made.
 	Namespace, Claim string
@@ -52,17 +55,60 @@ const stale = 30 * time.Second
 
 // ReadNode reads a node's metrics.
 func ReadNode(name string, metrics io.Reader) Node {
-	n := Node{Name: name}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(metrics)
+	families, err := parse(metrics)
 	if err != nil {
-		n.Err = fmt.Errorf("metrics of node %s: %w", name, err)
-		return n
+		return Node{Name: name, Err: fmt.Errorf("metrics of node %s: %w", name, err)}
 	}
 	if age := families[v1alpha1.MetricDisksAge].GetMetric(); len(age) == 1 && age[0].GetGauge().GetValue() > stale.Seconds() {
-		n.Err = fmt.Errorf("a datastore of node %s does not answer for %.0f s", name, age[0].GetGauge().GetValue())
-		return n
+		return Node{Name: name, Err: fmt.Errorf("a datastore of node %s does not answer for %.0f s", name, age[0].GetGauge().GetValue())}
 	}
+	return read(name, families)
+}
+
+// ReadVCenter reads in the API server's metrics what the supervisor has seen in
+// vCenter; nil if it serves none. What it saw before vCenter was silent is shown
+// with the reason.
+func ReadVCenter(metrics io.Reader) *Node {
+	families, err := parse(only(metrics))
+	if err != nil {
+		return &Node{Err: fmt.Errorf("metrics of the API server: %w", err)}
+	}
+	n := read("", families)
+	if len(n.Datastores) == 0 {
+		return nil
+	}
+	if why := n.Datastores[0].Problem; why != "" {
+		for i := range n.Items {
+			n.Items[i].Silent = "vCenter " + n.Datastores[0].Name + ": " + why
+		}
+	}
+	return &n
+}
+
+// only leaves the metrics of disks: the API server has thousands of others.
+func only(metrics io.Reader) io.Reader {
+	var kept strings.Builder
+	lines := bufio.NewReader(metrics)
+	for {
+		line, err := lines.ReadString('\n')
+		for _, name := range []string{v1alpha1.MetricDisk, v1alpha1.MetricDatastore} {
+			if strings.HasPrefix(line, name) || strings.HasPrefix(line, "# TYPE "+name) {
+				kept.WriteString(line)
+			}
+		}
+		if err != nil {
+			return strings.NewReader(kept.String())
+		}
+	}
+}
+
+func parse(metrics io.Reader) (map[string]*dto.MetricFamily, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(metrics)
+}
+
+func read(name string, families map[string]*dto.MetricFamily) Node {
+	n := Node{Name: name}
 	at := map[string]int{}
 	for _, m := range families[v1alpha1.MetricDisk].GetMetric() {
 		i := item(labels(m))
