@@ -2,7 +2,7 @@ package main
 
 const (
 	oneVM       = "A volume is a disk of one pod's VM at a time, in which all containers of the pod share it."
-	noSnapshots = "e2e/storage/driver.yaml promises no snapshots yet: one switch, snapshotDataSource."
+	noSnapshots = "The pattern has volumes without snapshots: the suite's own choice."
 	noGroups    = "Snapshots of several volumes at one instant are not offered."
 	byTheSuite  = "The test is not meant for this kind of volume: the suite's own choice."
 )
@@ -30,7 +30,7 @@ var skips = []explanation{
 
 // failures explains what fails.
 var failures = []explanation{
-	{`subpath failure`, `subPath should fail if`, "The container does not start, as it should not, and its message says that the sub-path leads out of the volume. The suite wants that from the node, as CreateContainerConfigError; here the guest finds it, and it is a CreateContainerError."},
+	{`subpath failure`, `subPath should fail if`, "The container does not start, as it should not, and its message says that the sub-path leads out of the volume. The suite wants CreateContainerConfigError, which the kubelet says of sub-paths that it finds wrong itself, in a volume that the node has mounted, before it calls CreateContainer. Here the guest alone has the volume, from CreateContainer on, and whatever that refuses is a CreateContainerError to the kubelet."},
 	{`subpath failure`, `subPath should verify container cannot write to subpath readonly`, "The same: the container does not start, and its message says that the sub-path cannot be made, for the file system is read-only; but as a CreateContainerError."},
 	{``, `concurrently access the volume and its clone`, "The clone is made while a pod writes to its source. That needs a datastore whose file system shares blocks (XFS, btrfs); this one is on ext4, so it is refused, with the reason as an event of the claim (docs/storage.md)."},
 }

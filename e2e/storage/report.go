@@ -84,7 +84,10 @@ func judge(path string) (*results, error) {
 				}
 				continue
 			}
-			name := strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
+			// As Ginkgo itself names it, which -continue leaves out by name: some
+			// containers have no text.
+			texts := slices.DeleteFunc(append(s.ContainerHierarchyTexts, s.LeafNodeText), func(text string) bool { return text == "" })
+			name := strings.Join(texts, " ")
 			if !strings.HasPrefix(name, suiteName) {
 				continue // of another suite that is linked in
 			}

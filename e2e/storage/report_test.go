@@ -15,7 +15,7 @@ func report(t *testing.T, specs ...[3]string) string {
 	items := []string{`{"LeafNodeType":"SynchronizedBeforeSuite","State":"passed"}`,
 		`{"ContainerHierarchyTexts":["[sig-node] Pods"],"LeafNodeType":"It","LeafNodeText":"are of another suite","State":"passed"}`}
 	for _, s := range specs {
-		items = append(items, `{"ContainerHierarchyTexts":["External Storage [Driver: csi.atoll.dev]"],"LeafNodeType":"It","LeafNodeText":"`+s[0]+
+		items = append(items, `{"ContainerHierarchyTexts":["External Storage [Driver: csi.atoll.dev]",""],"LeafNodeType":"It","LeafNodeText":"`+s[0]+
 			`","State":"`+s[1]+`","RunTime":1500000000,"StartTime":"2026-01-02T03:04:05Z","Failure":{"Message":"`+s[2]+`","Location":{"FileName":"/a/b.go","LineNumber":7}}}`)
 	}
 	path := filepath.Join(t.TempDir(), "report.json")
