@@ -257,6 +257,9 @@ func (d *Disks) snapshot(ctx context.Context, v *volume, n note) (snap, error) {
 	if lost(err) {
 		d.past.lose("snapshot/" + n.Name)
 	}
+	if inUse(err) {
+		return snap{}, fmt.Errorf("%w: vSphere keeps 32 snapshots of a disk at most: delete some if there are as many, or try again: %w", err, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return snap{}, err
 	}

@@ -80,6 +80,12 @@ func TestSnapshotThatFailed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	remove := v.Faults().Add(vcsim.Fault{Method: "CnsCreateSnapshots", Task: true, Fault: &types.InvalidState{}, Times: 1})
+	_, err = d.Snapshot(t.Context(), made.ID, "snapshot-1", nil)
+	remove()
+	if !errdefs.IsFailedPrecondition(err) || errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "32 snapshots of a disk at most: delete some") {
+		t.Errorf("a disk with too many: %v", err)
+	}
 	for i, late := range []bool{false, true} {
 		remove := v.Faults().Add(vcsim.Fault{Method: "CnsCreateSnapshots", Task: true, Late: late, Fault: &types.NoDiskSpace{}, Times: 1})
 		_, err := d.Snapshot(t.Context(), made.ID, "snapshot-1", nil)

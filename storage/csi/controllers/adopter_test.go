@@ -128,6 +128,29 @@ func TestAdoptInVCenter(t *testing.T) {
 	}
 }
 
+// What vCenter does not answer is no snapshot that is gone.
+func TestRestoreInVCenter(t *testing.T) {
+	for name, tt := range map[string]struct {
+		keeper string
+		err    error
+		want   string
+	}{
+		"away":     {"vCenter.uuid", status.Error(codes.Unavailable, "no answer"), "whether vCenter has VolumeSnapshot snap is not known, which is asked again: no answer"},
+		"gone":     {"vCenter.uuid", nil, "is not found in vCenter: if it was deleted there"},
+		"a node's": {"n1", nil, `is on node "n1", not in vCenter: name the StorageClass`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := snapshotOf()
+			c.Labels[ContentKeeper] = tt.keeper
+			p := &provisioner{newGroup(t, &driver{err: tt.err}, nil, nil)}
+			p.NodeName = ""
+			if err := p.fits(t.Context(), claimOf("64Mi", ""), s, c); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q in it", err, tt.want)
+			}
+		})
+	}
+}
+
 // Calls are made for the keeper that the controllers began with, while they run, and
 // to no other's back end.
 func TestSnapshotCallsOfAnotherKeeper(t *testing.T) {

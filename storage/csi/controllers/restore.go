@@ -80,14 +80,17 @@ func (p *provisioner) fits(ctx context.Context, claim *corev1.PersistentVolumeCl
 	return nil
 }
 
-// away says where a snapshot is that is not here; why has what else is known.
+// away says where a snapshot is that is not here, or not known to be; why is the
+// driver's error, after a colon.
 func (p *provisioner) away(name, keeper, why string) error {
 	ofVCenter := strings.HasPrefix(keeper, v1alpha1.ContentOfVCenter)
 	switch {
+	case p.NodeName == "" && why != "":
+		return fmt.Errorf("spec.dataSource: whether vCenter has VolumeSnapshot %s is not known, which is asked again%s", name, why)
 	case p.NodeName == "" && ofVCenter:
-		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not found in vCenter%s: if it was deleted there, delete it here; if the Supervisor names another vCenter, undo that", name, why)
+		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not found in vCenter: if it was deleted there, delete it here; if the Supervisor names another vCenter, undo that", name)
 	case p.NodeName == "":
-		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is not in vCenter%s: name the StorageClass of its volume", name, why)
+		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is on node %q, not in vCenter: name the StorageClass of its volume", name, keeper)
 	case ofVCenter:
 		return fmt.Errorf("spec.dataSource: VolumeSnapshot %s is of a disk in vCenter, which node %s does not reach: name a StorageClass of one of vCenter's policies, as that of its volume", name, p.NodeName)
 	}
