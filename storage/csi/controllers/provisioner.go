@@ -15,6 +15,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
@@ -50,9 +51,28 @@ func newProvisionController(ctx context.Context, g *group) *controller.Provision
 		controller.Threadiness(provisionThreads),
 		controller.AddFinalizer(true),
 		controller.ClaimsInformer(g.factory.Core().V1().PersistentVolumeClaims().Informer()),
-		controller.VolumesInformer(g.factory.Core().V1().PersistentVolumes().Informer()),
+		controller.VolumesInformer(ownVolumes{g.factory.Core().V1().PersistentVolumes().Informer(), g}),
 		controller.ClassesInformer(g.factory.Storage().V1().StorageClasses().Informer()),
 	)
+}
+
+// ownVolumes tells the library of this scope's volumes alone: it would put its
+// finalizer onto every volume of the driver, also onto another node's, which
+// admission refuses. Its store has all of them.
+type ownVolumes struct {
+	cache.SharedIndexInformer
+	of *group
+}
+
+// AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
+func (o ownVolumes) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return o.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			pv, ok := obj.(*corev1.PersistentVolume)
+			return !ok || o.of.mine(pv) // what has gone comes as another type, and is forgotten
+		},
+		Handler: h,
+	}, period)
 }
 
 // SupportsBlock implements controller.BlockProvisioner.
