@@ -113,4 +113,9 @@ const (
 	// vCenter by its id, as vSphere's own CSI driver has it.
 	PolicyParameter   = "policy"
 	PolicyIDParameter = "storagePolicyID"
+	// ClaimRefused is a condition of a claim that waits for its first pod: the
+	// node that was selected for it makes no volume and says why. While it is
+	// True no node makes one; the supervisor has the scheduler select again, and
+	// takes it away.
+	ClaimRefused = "atoll.dev/Refused"
 )

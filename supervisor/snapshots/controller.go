@@ -14,6 +14,8 @@
 //   - A claim that begins empty, of a class that binds at once, has no pod by which
 //     the scheduler would select a node: it gets its node here, too, by what nodes
 //     say in CSIStorageCapacity objects.
+//   - A claim whose node, selected by the scheduler, makes no volume after all, or
+//     has left the cluster, is given back to the scheduler.
 package snapshots
 
 import (

@@ -31,7 +31,8 @@ const (
 )
 
 // A placer gives claims that begin as something the node on which that is, and
-// those of classes that bind at once one that has room.
+// those of classes that bind at once one that has room. From those that wait for
+// a pod it takes a node that makes no volume.
 type placer struct {
 	*cluster
 	claims cache.SharedIndexInformer
@@ -39,11 +40,13 @@ type placer struct {
 	// short is since when claims that have a node are known to have no room there.
 	// place alone has it.
 	short map[string]time.Time
+	// again is of claims that were taken from their nodes. place alone has it.
+	again map[string]rescheduling
 	now   func() time.Time
 }
 
 func newPlacer(w *cluster) *placer {
-	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue(), short: map[string]time.Time{}, now: time.Now}
+	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue(), short: map[string]time.Time{}, again: map[string]rescheduling{}, now: time.Now}
 	// Only before the informer starts, which is now.
 	_ = p.claims.AddIndexers(cache.Indexers{bySource: func(o any) ([]string, error) {
 		claim, ok := o.(*corev1.PersistentVolumeClaim)
@@ -56,7 +59,7 @@ func newPlacer(w *cluster) *placer {
 		return []string{sourceOf(claim).key(claim.Namespace)}, nil
 	}})
 	handle(p.claims, func(claim *corev1.PersistentVolumeClaim) {
-		if waiting(claim) {
+		if waiting(claim) || refusal(claim) != nil {
 			p.queue.Add(claim.Namespace + "/" + claim.Name)
 		}
 		p.changed(source{kindClaim, claim.Name}.key(claim.Namespace))
@@ -161,12 +164,17 @@ func (p *placer) place(ctx context.Context, key string) error {
 	claim, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
 	if err != nil || !waiting(claim) {
 		delete(p.short, key)
+		if err == nil {
+			err = p.heard(ctx, claim)
+		}
 		return client.IgnoreNotFound(err)
 	}
 	class := p.classOf(claim)
 	switch {
-	case class == nil || empty(claim) && !atOnce(class):
+	case class == nil || empty(claim) && ofVCenter(class):
 		return nil
+	case empty(claim) && !atOnce(class):
+		return p.reschedule(ctx, key, claim)
 	case empty(claim):
 		return p.placeByRoom(ctx, key, claim, class)
 	}

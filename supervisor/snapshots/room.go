@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -38,8 +37,13 @@ func empty(claim *corev1.PersistentVolumeClaim) bool {
 
 // atOnce: nodes make the class's volumes, and no pod is waited for.
 func atOnce(class *storagev1.StorageClass) bool {
-	return class.Parameters[v1alpha1.PolicyIDParameter] == "" &&
+	return !ofVCenter(class) &&
 		(class.VolumeBindingMode == nil || *class.VolumeBindingMode == storagev1.VolumeBindingImmediate)
+}
+
+// ofVCenter: no node makes the class's volumes.
+func ofVCenter(class *storagev1.StorageClass) bool {
+	return class.Parameters[v1alpha1.PolicyIDParameter] != ""
 }
 
 // watchRoom looks again at claims that begin empty when it may have become
@@ -147,12 +151,7 @@ func (p *placer) settling(ctx context.Context, key string, claim *corev1.Persist
 		p.queue.AddAfter(key, left)
 		return true, nil
 	}
-	// The name that provisioners give; the cache may be behind.
-	_, err := p.client.CoreV1().PersistentVolumes().Get(ctx, "pvc-"+string(claim.UID), metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	return err == nil, err
+	return p.made(ctx, claim)
 }
 
 // choose is the node with the most room of those that may take a volume; if there

@@ -81,7 +81,11 @@ func (p *provisioner) SupportsBlock(context.Context) bool { return true }
 // ShouldProvision: a claim of this scope. What the cache has not seen of its
 // class yet, the library waits for.
 func (p *provisioner) ShouldProvision(_ context.Context, claim *corev1.PersistentVolumeClaim) bool {
-	return p.scope.Claim(claim, p.classOf(claim))
+	if !p.scope.Claim(claim, p.classOf(claim)) {
+		p.refusals.forget(claim.UID)
+		return false
+	}
+	return true
 }
 
 // classOf is a claim's StorageClass; nil: none is known.
@@ -103,6 +107,9 @@ func (p *provisioner) ShouldDelete(_ context.Context, pv *corev1.PersistentVolum
 
 // Provision makes a volume and the PersistentVolume of it.
 func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+	if p.refusals.stands(o.PVC) {
+		return nil, controller.ProvisioningFinished, &controller.IgnoredError{Reason: "the scheduler is to select another node"}
+	}
 	req, err := p.request(ctx, o)
 	if err != nil {
 		return nil, controller.ProvisioningNoChange, err
@@ -114,8 +121,12 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 		if status.Code(err) == codes.ResourceExhausted {
 			p.capacity.changed() // whoever chose this node is to see that it was wrong
 		}
+		if p.refusals.consider(callCtx, o.PVC, o.StorageClass, err) {
+			return nil, controller.ProvisioningFinished, told(err)
+		}
 		return nil, stateAfter(err), told(err)
 	}
+	p.refusals.forget(o.PVC.UID)
 	p.capacity.changed()
 	pv := volumeOf(p.Driver, o, req, resp.GetVolume())
 	if err := p.scope.Made(ctx, pv, o.PVC, o.StorageClass); err != nil {
