@@ -1,4 +1,4 @@
-package snapshots
+package placement
 
 import (
 	"strings"
@@ -45,7 +45,7 @@ func TestReschedule(t *testing.T) {
 			if node, event := look(); node != tt.node || !strings.Contains(event, tt.event) || tt.event == "" && event != "" {
 				t.Errorf("node %q, event %q; want %q, %q", node, event, tt.node, tt.event)
 			}
-			got, err := p.client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
+			got, err := p.Client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}

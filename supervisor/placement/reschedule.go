@@ -1,4 +1,4 @@
-package snapshots
+package placement
 
 import (
 	"context"
@@ -57,7 +57,7 @@ func refusal(claim *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeClaimC
 // reschedule has the scheduler select again for a claim that waits for its first
 // pod, when the node that it has makes no volume or has left the cluster. The
 // node's word comes last: until it is taken away no node makes one.
-func (p *placer) reschedule(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim) error {
+func (p *Placer) reschedule(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim) error {
 	selected, said := claim.Annotations[storagehelpers.AnnSelectedNode], refusal(claim)
 	if selected == "" {
 		return p.heard(ctx, claim)
@@ -81,18 +81,18 @@ func (p *placer) reschedule(ctx context.Context, key string, claim *corev1.Persi
 	if err != nil {
 		return err
 	}
-	if _, err := p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := p.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return client.IgnoreNotFound(err)
 	}
 	maps.DeleteFunc(p.again, func(_ string, r rescheduling) bool { return p.now().Sub(r.last) > forgetAfter })
 	p.again[key] = rescheduling{p.again[key].times + 1, p.now()}
-	p.events.Event(claim, corev1.EventTypeWarning, "Rescheduled", fmt.Sprintf("node %s makes no volume, the scheduler selects again: %s", selected, why))
-	p.log.Info("a claim is scheduled again", "namespace", claim.Namespace, "claim", claim.Name, "node", selected, "reason", why)
+	p.Events.Event(claim, corev1.EventTypeWarning, "Rescheduled", fmt.Sprintf("node %s makes no volume, the scheduler selects again: %s", selected, why))
+	p.Log.Info("a claim is scheduled again", "namespace", claim.Namespace, "claim", claim.Name, "node", selected, "reason", why)
 	return p.heard(ctx, claim)
 }
 
 // heard takes the node's word from a claim.
-func (p *placer) heard(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+func (p *Placer) heard(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
 	if refusal(claim) == nil {
 		return nil
 	}
@@ -103,22 +103,22 @@ func (p *placer) heard(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	if err != nil {
 		return err
 	}
-	_, err = p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = p.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return client.IgnoreNotFound(err)
 }
 
 // gone: the API server, too, knows no such node.
-func (p *placer) gone(ctx context.Context, node string) (bool, error) {
-	if _, err := p.core.Core().V1().Nodes().Lister().Get(node); !apierrors.IsNotFound(err) {
+func (p *Placer) gone(ctx context.Context, node string) (bool, error) {
+	if _, err := p.Core.Core().V1().Nodes().Lister().Get(node); !apierrors.IsNotFound(err) {
 		return false, err
 	}
-	_, err := p.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	_, err := p.Client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 }
 
 // made: there is a PersistentVolume by the name that provisioners give; the cache
 // may be behind.
-func (p *placer) made(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
-	_, err := p.client.CoreV1().PersistentVolumes().Get(ctx, "pvc-"+string(claim.UID), metav1.GetOptions{})
+func (p *Placer) made(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	_, err := p.Client.CoreV1().PersistentVolumes().Get(ctx, "pvc-"+string(claim.UID), metav1.GetOptions{})
 	return err == nil, client.IgnoreNotFound(err)
 }
