@@ -21,6 +21,7 @@ xz-utils                 compressed modules of the guest kernel
 busybox-static           the demo image atoll.local/busybox
 e2fsprogs                mkfs.ext4: writable disks, volumes
 xfsprogs                 mkfs.xfs: volumes that want xfs
+qemu-utils               qemu-img, qemu-io: volumes in qcow2, encrypted ones
 nftables                 nft: Services
 ca-certificates          registries' TLS
 dpkg-dev                 the source of the guest's crun, which is built static

@@ -118,4 +118,9 @@ const (
 	// the supervisor cares for, in the place of a node's name. No node is called
 	// so: it has a capital.
 	ContentOfVCenter = "vCenter."
+	// ClaimRefused is a condition of a claim that waits for its first pod: the
+	// node that was selected for it makes no volume and says why. While it is
+	// True no node makes one; the supervisor has the scheduler select again, and
+	// takes it away.
+	ClaimRefused = "atoll.dev/Refused"
 )

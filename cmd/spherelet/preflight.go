@@ -15,6 +15,7 @@ import (
 	"github.com/openatoll/atoll/api/v1alpha1"
 	"github.com/openatoll/atoll/spherelet"
 	"github.com/openatoll/atoll/spherelet/config"
+	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/vmpod/guestimage"
 	"github.com/openatoll/atoll/vmpod/qemu"
 )
@@ -53,6 +54,22 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 		}
 		report(tool[1], path, err)
 	}
+	if !cfg.Storage.Disabled {
+		if path, err := exec.LookPath("mkfs.xfs"); err != nil {
+			fmt.Fprintf(out, "warn  %-16s mkfs.xfs is not installed: volumes of file system xfs cannot be mounted: apt-get install xfsprogs\n", "xfsprogs")
+		} else {
+			report("xfsprogs", path, nil)
+		}
+	}
+	if why := needsQEMUImg(cfg.Storage); why != "" {
+		for _, tool := range []string{"qemu-img", "qemu-io"} {
+			path, err := exec.LookPath(tool)
+			if err != nil {
+				err = fmt.Errorf("%s is not installed, and %s: apt-get install qemu-utils: %w", tool, why, errdefs.ErrNotFound)
+			}
+			report(tool, path, err)
+		}
+	}
 	if len(cfg.HostDirectories) > 0 {
 		path, err := qemu.FindVirtiofsd(ctx)
 		report("virtiofsd", path, err)
@@ -72,6 +89,25 @@ func preflight(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, out io
 		fmt.Fprintf(out, "warn  %-16s unusable: %s; pod VMs will be emulated, which is slow and no security boundary\n", "KVM", kvm.Reason)
 	}
 	return errors.Join(errs...)
+}
+
+// needsQEMUImg says which datastore has volumes that qemu-img and qemu-io make;
+// "" for none.
+func needsQEMUImg(s v1alpha1.StorageConfiguration) string {
+	if s.Disabled {
+		return ""
+	}
+	for _, d := range s.Datastores {
+		if d.Format == storage.FormatQCOW2 {
+			return "datastore " + d.Name + " has volumes of format qcow2"
+		}
+		for _, p := range d.Policies {
+			if p.Encrypted {
+				return "policy " + p.Name + " of datastore " + d.Name + " is encrypted"
+			}
+		}
+	}
+	return ""
 }
 
 // probeKVM uses what a node of this directory has found out, if there was one.

@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// minExt4 and minXFS are the smallest disks that get a journal, in bytes:
+	// minExt4 and MinXFS are the smallest disks that get a journal, in bytes:
 	// the latter is that of xfsprogs.
 	minExt4 = 16 << 20
-	minXFS  = 300 << 20
+	MinXFS  = 300 << 20
 
 	maxExtent = 1 << 20
 	blockSize = 4096
@@ -119,14 +119,14 @@ func arguments(fsType string, size int64) ([]string, error) {
 			"-O", "none,has_journal,resize_inode,ext_attr,dir_index,filetype,extent,64bit,flex_bg,metadata_csum,sparse_super,large_file,huge_file,dir_nlink,extra_isize",
 			"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
 		}, nil
-	case fsType == "xfs" && size >= minXFS:
+	case fsType == "xfs" && size >= MinXFS:
 		// Sectors of 4 KiB fit every disk.
 		return []string{
 			"-q", "-f", "-K", "-b", "size=4096", "-s", "size=4096",
 			"-m", "crc=1,finobt=1,bigtime=1,inobtcount=1,reflink=1,rmapbt=0", "-i", "sparse=1",
 		}, nil
 	case fsType == "ext4" || fsType == "xfs":
-		return nil, fmt.Errorf("a disk of %d bytes is too small for %s: claim at least %d MiB: %w", size, fsType, map[string]int64{"ext4": minExt4, "xfs": minXFS}[fsType]>>20, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("a disk of %d bytes is too small for %s: claim at least %d MiB: %w", size, fsType, map[string]int64{"ext4": minExt4, "xfs": MinXFS}[fsType]>>20, errdefs.ErrInvalidArgument)
 	}
 	return nil, fmt.Errorf("file system %q: use ext4 or xfs: %w", fsType, errdefs.ErrInvalidArgument)
 }

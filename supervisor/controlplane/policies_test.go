@@ -32,6 +32,8 @@ func TestPolicies(t *testing.T) {
 	t.Run("storage classes", p.storageClasses)
 	t.Run("node affinity", p.affinity)
 	t.Run("compliance", p.compliance)
+	t.Run("volumes of nodes", p.volumesOfNodes)
+	t.Run("room of nodes", p.roomOfNodes)
 	t.Run("scheduler", p.scheduler)
 	s.stop(t)
 }
@@ -104,7 +106,7 @@ func allowed(t *testing.T, what string, err error) {
 // of their types.
 func (p *policyTest) compiled(t *testing.T) {
 	t.Helper()
-	for _, name := range []string{"vm-annotations.pods.atoll.dev", "namespace-limits.pods.atoll.dev", "storage-classes.claims.atoll.dev"} {
+	for _, name := range []string{"vm-annotations.pods.atoll.dev", "namespace-limits.pods.atoll.dev", "storage-classes.claims.atoll.dev", "nodes.volumes.atoll.dev", "nodes.capacity.atoll.dev", "hosts.nodes.atoll.dev", "nodes.snapshots.atoll.dev"} {
 		eventually(t, "types of "+name, func() error {
 			o, err := p.admin.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(t.Context(), name, metav1.GetOptions{})
 			if err != nil {
@@ -457,7 +459,7 @@ func (p *policyTest) compliance(t *testing.T) {
 		ClaimRef:               &corev1.ObjectReference{Namespace: ns, Name: "data", UID: claim.UID},
 		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "csi.atoll.dev", VolumeHandle: "x"}},
 	}}
-	if _, err := node.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{}); err != nil {
+	if _, err := p.admin.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	patch := func(state string) []byte {

@@ -40,7 +40,7 @@ func TestSnapshots(t *testing.T) {
 	cfg := testConfig(t)
 	s := startServer(t, cfg)
 	config := restFrom(t, cfg.Kubeconfig())
-	k := &snapshotTest{admin: clientFrom(t, config), config: config, kinds: kindsFrom(t, config), stores: map[string]string{}, disks: map[string]storage.Disks{}}
+	k := &snapshotTest{admin: clientFrom(t, config), config: config, kinds: kindsFrom(t, config), stores: map[string]string{}, small: map[string]string{}, disks: map[string]storage.Disks{}}
 	for _, name := range []string{"n1", "n2"} {
 		k.node(t, name)
 	}
@@ -49,6 +49,7 @@ func TestSnapshots(t *testing.T) {
 	t.Run("restored where the snapshot is", k.restored)
 	t.Run("scheduled where the snapshot is", k.scheduled)
 	t.Run("bound at once", k.boundAtOnce)
+	t.Run("scheduled again", k.scheduledAgain)
 	t.Run("in use", k.inUse)
 	t.Run("bad input", k.badInput)
 	t.Run("kept and brought back", k.preProvisioned)
@@ -62,6 +63,7 @@ type snapshotTest struct {
 	config *rest.Config
 	kinds  *snapshotclient.Clientset
 	stores map[string]string // directories of the nodes' datastores
+	small  map[string]string // those of a few MiB
 	disks  map[string]storage.Disks
 }
 
@@ -105,8 +107,11 @@ func (k *snapshotTest) node(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	disks, err := local.OpenDisks(ctx, local.DisksConfig{Host: name, StateDir: filepath.Join(dir, "state"),
-		Datastores: []local.Datastore{{Name: "store", Path: store, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "atoll-local"}}}}}})
+	small := smallStore(t, dir)
+	disks, err := local.OpenDisks(ctx, local.DisksConfig{Host: name, StateDir: filepath.Join(dir, "state"), Datastores: []local.Datastore{
+		{Name: "store", Path: store, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "atoll-local"}}}},
+		{Name: "small", Path: small, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "small"}}}},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +135,7 @@ func (k *snapshotTest) node(t *testing.T, name string) {
 			t.Errorf("controllers of %s: %v", name, err)
 		}
 	})
-	k.stores[name], k.disks[name] = store, disks
+	k.stores[name], k.small[name], k.disks[name] = store, small, disks
 }
 
 func (k *snapshotTest) claim(t *testing.T, name string, change func(*corev1.PersistentVolumeClaim)) {

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/vsphere"
 	"github.com/openatoll/atoll/supervisor/namespaces/vc"
 )
 
@@ -180,19 +181,16 @@ func (c *connection) forget(name string) {
 	delete(c.usage, name)
 }
 
-// credentials reads the Secret from the API server at each login: it is in no
-// cache.
+// credentials are read from the Secret at each login: it is in no cache.
 func credentials(live client.Reader, ref v1alpha1.SecretReference) func(context.Context) (vc.Credentials, error) {
-	return func(ctx context.Context) (vc.Credentials, error) {
+	read := vsphere.FromSecret(ref.Namespace, ref.Name, func(ctx context.Context, namespace, name string) (map[string][]byte, error) {
 		s := &corev1.Secret{}
-		if err := live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, s); err != nil {
-			return vc.Credentials{}, fmt.Errorf("Secret %s/%s: %w", ref.Namespace, ref.Name, err) //nolint:staticcheck // a kind's name
-		}
-		c := vc.Credentials{User: string(s.Data[corev1.BasicAuthUsernameKey]), Password: string(s.Data[corev1.BasicAuthPasswordKey])}
-		if c.User == "" || c.Password == "" {
-			return vc.Credentials{}, fmt.Errorf("Secret %s/%s lacks username or password: set both keys", ref.Namespace, ref.Name) //nolint:staticcheck // a kind's name
-		}
-		return c, nil
+		err := live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, s)
+		return s.Data, err
+	})
+	return func(ctx context.Context) (c vc.Credentials, err error) {
+		c.User, c.Password, err = read(ctx)
+		return c, err
 	}
 }
 

@@ -8,13 +8,8 @@
 //     node has left the cluster loses it here, and one without it is taken by a
 //     node that has the snapshot (storage/csi/controllers). Those of disks in
 //     vCenter are the supervisor's (supervisor/volumes), and the label says so.
-//   - A claim that begins as a snapshot or as another claim can be made where its
-//     source is, and nowhere else. The scheduler does not know that, so the claim
-//     gets its node here, in the way in which the scheduler itself tells: by the
-//     annotation volume.kubernetes.io/selected-node, which it then heeds.
-//   - A claim that begins empty, of a class that binds at once, has no pod by which
-//     the scheduler would select a node: it gets its node here, too, by what nodes
-//     say in CSIStorageCapacity objects.
+//   - A claim that begins as a snapshot or as another claim gets its node by
+//     supervisor/placement, which runs here, with the same rights and caches.
 package snapshots
 
 import (
@@ -25,7 +20,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	snapshotscheme "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned/scheme"
 	snapshotinformers "github.com/kubernetes-csi/external-snapshotter/client/v8/informers/externalversions"
@@ -40,6 +34,8 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+
+	"github.com/openatoll/atoll/supervisor/placement"
 )
 
 const (
@@ -121,7 +117,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	w := c.watch(broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "atoll-snapshots"}))
-	placer, keeper := newPlacer(w), newKeeper(w)
+	placer := placement.New(placement.Cluster{Client: w.client, Core: w.core, Kinds: w.kinds, Events: w.events, Log: w.log})
+	keeper := newKeeper(w)
 	upstream := w.upstream()
 
 	w.core.Start(ctx.Done())
@@ -134,7 +131,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	var parts sync.WaitGroup
-	parts.Go(func() { placer.run(ctx) })
+	parts.Go(func() { placer.Run(ctx) })
 	parts.Go(func() { keeper.run(ctx) })
 	upstream(ctx)
 	parts.Wait()
@@ -159,8 +156,4 @@ func (w *cluster) upstream() func(context.Context) {
 		perNode, keepVolumeMode, withGroups,
 	)
 	return func(ctx context.Context) { controller.Run(workers, ctx.Done(), &sync.WaitGroup{}) }
-}
-
-func ready(s *snapshotv1.VolumeSnapshot) bool {
-	return s.Status != nil && s.Status.ReadyToUse != nil && *s.Status.ReadyToUse && s.Status.BoundVolumeSnapshotContentName != nil
 }

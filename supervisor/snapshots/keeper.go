@@ -16,10 +16,10 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/keyqueue"
 )
 
 // managedBy is the label that names the node which cares for a content, or the
@@ -33,13 +33,13 @@ const takeTime = time.Minute
 // A keeper sees to it that each content has a node.
 type keeper struct {
 	*cluster
-	queue workqueue.TypedRateLimitingInterface[string]
+	queue keyqueue.Queue
 	now   func() time.Time
 }
 
 func newKeeper(w *cluster) *keeper {
-	k := &keeper{cluster: w, queue: newQueue(), now: time.Now}
-	handle(w.kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) { k.queue.Add(c.Name) })
+	k := &keeper{cluster: w, queue: keyqueue.New(retryFirst, retryAtMost), now: time.Now}
+	keyqueue.Handle(w.kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) { k.queue.Add(c.Name) })
 	_, _ = w.core.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { k.all() }})
 	return k
 }
@@ -51,7 +51,7 @@ func (k *keeper) all() {
 	}
 }
 
-func (k *keeper) run(ctx context.Context) { work(ctx, k.cluster, k.queue, "content", k.keep) }
+func (k *keeper) run(ctx context.Context) { keyqueue.Run(ctx, k.queue, k.log, "content", k.keep) }
 
 func (k *keeper) keep(ctx context.Context, name string) error {
 	content, err := k.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(name)

@@ -60,10 +60,10 @@ type connection struct {
 }
 
 func (b *base) connect(sup *v1alpha1.Supervisor) (*connection, error) {
-	v := sup.Spec.VCenter
+	v, secret := sup.Spec.VCenter, sup.Spec.VCenter.CredentialsSecret
 	store, err := b.options.Open(vsphere.Config{
 		Address: v.Server, CA: v.CABundle, Thumbprint: v.Thumbprint, UserAgent: component,
-		Credentials: b.credentials(v.CredentialsSecret), Observe: vcenterCall,
+		Credentials: vsphere.FromSecret(secret.Namespace, secret.Name, b.secret), Observe: vcenterCall,
 	}, b.cluster, b.policyName)
 	if err != nil {
 		return nil, err

@@ -265,20 +265,13 @@ func keyOf(sup *v1alpha1.Supervisor) string {
 	return string(b)
 }
 
-// credentials reads the Secret from the API server at each login: it is in no
-// cache.
-func (b *base) credentials(ref v1alpha1.SecretReference) func(context.Context) (string, string, error) {
-	return func(ctx context.Context) (user, password string, err error) {
-		s, err := b.client.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		if err != nil {
-			return "", "", fmt.Errorf("Secret %s/%s: %w", ref.Namespace, ref.Name, err) //nolint:staticcheck // a kind's name
-		}
-		user, password = string(s.Data[corev1.BasicAuthUsernameKey]), string(s.Data[corev1.BasicAuthPasswordKey])
-		if user == "" || password == "" {
-			return "", "", fmt.Errorf("Secret %s/%s lacks username or password: set both keys", ref.Namespace, ref.Name) //nolint:staticcheck // a kind's name
-		}
-		return user, password, nil
+// secret reads a Secret from the API server: it is in no cache.
+func (b *base) secret(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+	s, err := b.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
 	}
+	return s.Data, nil
 }
 
 // policy is the StoragePolicy of vSphere's id; nil: there is none.

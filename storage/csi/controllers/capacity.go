@@ -5,9 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"reflect"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -25,6 +29,8 @@ const (
 	// capacityAfter is how long after a change it is asked, so that many changes
 	// cost one question.
 	capacityAfter = 200 * time.Millisecond
+	// capacityTimeout bounds one question.
+	capacityTimeout = 10 * time.Second
 
 	// Labels of CSIStorageCapacity objects, as external-provisioner has them.
 	driverLabel    = "csi.storage.k8s.io/drivername"
@@ -39,6 +45,8 @@ type capacityController struct {
 	wake chan struct{}
 	// owner is the Node, with which the objects go; nil until it is there.
 	owner *metav1.OwnerReference
+	// one publishes at a time.
+	one sync.Mutex
 }
 
 func newCapacityController(g *group) *capacityController {
@@ -81,6 +89,8 @@ func (c *capacityController) run(ctx context.Context) {
 }
 
 func (c *capacityController) publish(ctx context.Context) error {
+	c.one.Lock()
+	defer c.one.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := c.findOwner(ctx); err != nil {
@@ -143,7 +153,21 @@ func (c *capacityController) nodeLabels() map[string]string {
 	return map[string]string{atollcsi.TopologyHost: c.segments[atollcsi.TopologyHost]}
 }
 
-// object asks the driver about one class.
+// room asks the driver about one class. Where a datastore does not answer there
+// is no room now, however much there was.
+func (c *capacityController) room(ctx context.Context, parameters map[string]string) (*csi.GetCapacityResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, capacityTimeout)
+	defer cancel()
+	resp, err := c.controller.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: parameters, AccessibleTopology: &csi.Topology{Segments: c.segments}})
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		c.Logger.Warn("a datastore does not answer: it counts as full until it does", "policy", parameters[atollcsi.ParameterPolicy], "err", err)
+		return &csi.GetCapacityResponse{MaximumVolumeSize: wrapperspb.Int64(0)}, nil
+	}
+	return resp, err
+}
+
+// object says what room there is for one class.
 func (c *capacityController) object(ctx context.Context, class *storagev1.StorageClass) (*storagev1.CSIStorageCapacity, error) {
 	parameters := map[string]string{}
 	for k, v := range class.Parameters {
@@ -151,7 +175,7 @@ func (c *capacityController) object(ctx context.Context, class *storagev1.Storag
 			parameters[k] = v
 		}
 	}
-	resp, err := c.controller.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: parameters, AccessibleTopology: &csi.Topology{Segments: c.segments}})
+	resp, err := c.room(ctx, parameters)
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,9 @@ type group struct {
 	scope          Scope
 	// segments are the topology of the node.
 	segments map[string]string
-	capacity *capacityController // nil where no node is
+	// capacity and refusals are nil where no node is.
+	capacity *capacityController
+	refusals *refusals
 }
 
 // Run runs the controllers until ctx ends.
@@ -123,7 +125,7 @@ func Run(ctx context.Context, c Config) error {
 	resizer := newResizer(g)
 	var auditor *auditController
 	if ofNode {
-		g.capacity, auditor = newCapacityController(g), newAuditController(g)
+		g.capacity, g.refusals, auditor = newCapacityController(g), newRefusals(g), newAuditController(g)
 	}
 	provisioner := newProvisionController(ctx, g)
 

@@ -61,7 +61,7 @@ func newGroup(t *testing.T, d *driver, claim *corev1.PersistentVolumeClaim, pv *
 	g := &group{Config: Config{NodeName: "n1", Namespace: "kube-system", Logger: slog.New(slog.DiscardHandler)}, Driver: atollcsi.Name, client: client, controller: d,
 		factory: informers.NewSharedInformerFactory(client, 0), events: record.NewFakeRecorder(10), segments: map[string]string{atollcsi.TopologyHost: "n1"}}
 	g.scope = nodeScope{"n1", g.segments}
-	g.capacity = newCapacityController(g)
+	g.capacity, g.refusals = newCapacityController(g), newRefusals(g)
 	if claim != nil {
 		if _, err := client.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -262,6 +262,10 @@ func TestCapacity(t *testing.T) {
 	}
 	published(1 << 30)
 	d.room = 5
+	published(5)
+	d.err = status.Error(codes.Unavailable, "not mounted")
+	published(0)
+	d.err = nil
 	published(5)
 	if err := classes.Delete(ours); err != nil {
 		t.Fatal(err)

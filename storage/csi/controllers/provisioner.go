@@ -15,6 +15,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
@@ -50,9 +51,28 @@ func newProvisionController(ctx context.Context, g *group) *controller.Provision
 		controller.Threadiness(provisionThreads),
 		controller.AddFinalizer(true),
 		controller.ClaimsInformer(g.factory.Core().V1().PersistentVolumeClaims().Informer()),
-		controller.VolumesInformer(g.factory.Core().V1().PersistentVolumes().Informer()),
+		controller.VolumesInformer(ownVolumes{g.factory.Core().V1().PersistentVolumes().Informer(), g}),
 		controller.ClassesInformer(g.factory.Storage().V1().StorageClasses().Informer()),
 	)
+}
+
+// ownVolumes tells the library of this scope's volumes alone: it would put its
+// finalizer onto every volume of the driver, also onto another node's, which
+// admission refuses. Its store has all of them.
+type ownVolumes struct {
+	cache.SharedIndexInformer
+	of *group
+}
+
+// AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
+func (o ownVolumes) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return o.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			pv, ok := obj.(*corev1.PersistentVolume)
+			return !ok || o.of.mine(pv) // what has gone comes as another type, and is forgotten
+		},
+		Handler: h,
+	}, period)
 }
 
 // SupportsBlock implements controller.BlockProvisioner.
@@ -61,7 +81,11 @@ func (p *provisioner) SupportsBlock(context.Context) bool { return true }
 // ShouldProvision: a claim of this scope. What the cache has not seen of its
 // class yet, the library waits for.
 func (p *provisioner) ShouldProvision(_ context.Context, claim *corev1.PersistentVolumeClaim) bool {
-	return p.scope.Claim(claim, p.classOf(claim))
+	if !p.scope.Claim(claim, p.classOf(claim)) {
+		p.refusals.forget(claim.UID)
+		return false
+	}
+	return true
 }
 
 // classOf is a claim's StorageClass; nil: none is known.
@@ -83,6 +107,9 @@ func (p *provisioner) ShouldDelete(_ context.Context, pv *corev1.PersistentVolum
 
 // Provision makes a volume and the PersistentVolume of it.
 func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+	if p.refusals.stands(o.PVC) {
+		return nil, controller.ProvisioningFinished, &controller.IgnoredError{Reason: "the scheduler is to select another node"}
+	}
 	req, err := p.request(ctx, o)
 	if err != nil {
 		return nil, controller.ProvisioningNoChange, err
@@ -94,8 +121,12 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 		if status.Code(err) == codes.ResourceExhausted {
 			p.capacity.changed() // whoever chose this node is to see that it was wrong
 		}
+		if p.refusals.consider(callCtx, o.PVC, o.StorageClass, err) {
+			return nil, controller.ProvisioningFinished, told(err)
+		}
 		return nil, stateAfter(err), told(err)
 	}
+	p.refusals.forget(o.PVC.UID)
 	p.capacity.changed()
 	pv := volumeOf(p.Driver, o, req, resp.GetVolume())
 	if err := p.scope.Made(ctx, pv, o.PVC, o.StorageClass); err != nil {

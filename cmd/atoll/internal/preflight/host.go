@@ -59,6 +59,7 @@ func (h Host) Checks() []Check {
 		{Name: "spherelet", Run: h.spherelet},
 		{Name: "qemu", Run: qemu},
 		{Name: "programs", Run: programs},
+		{Name: "volumes", Run: volumes},
 		{Name: "guest", Run: h.guest},
 		{Name: "demo images", Run: h.images},
 		{Name: "data directory", Run: h.dataDir},

@@ -1,4 +1,4 @@
-package snapshots
+package placement
 
 import (
 	"cmp"
@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -18,6 +17,7 @@ import (
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/keyqueue"
 )
 
 const (
@@ -38,17 +38,22 @@ func empty(claim *corev1.PersistentVolumeClaim) bool {
 
 // atOnce: nodes make the class's volumes, and no pod is waited for.
 func atOnce(class *storagev1.StorageClass) bool {
-	return class.Parameters[v1alpha1.PolicyIDParameter] == "" &&
+	return !ofVCenter(class) &&
 		(class.VolumeBindingMode == nil || *class.VolumeBindingMode == storagev1.VolumeBindingImmediate)
+}
+
+// ofVCenter: no node makes the class's volumes.
+func ofVCenter(class *storagev1.StorageClass) bool {
+	return class.Parameters[v1alpha1.PolicyIDParameter] != ""
 }
 
 // watchRoom looks again at claims that begin empty when it may have become
 // another node's turn.
-func (p *placer) watchRoom() {
+func (p *Placer) watchRoom() {
 	again := func() { p.changed(anyRoom) }
-	handle(p.core.Storage().V1().CSIStorageCapacities().Informer(), func(*storagev1.CSIStorageCapacity) { again() })
-	handle(p.core.Storage().V1().StorageClasses().Informer(), func(*storagev1.StorageClass) { again() })
-	_, _ = p.core.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	keyqueue.Handle(p.Core.Storage().V1().CSIStorageCapacities().Informer(), func(*storagev1.CSIStorageCapacity) { again() })
+	keyqueue.Handle(p.Core.Storage().V1().StorageClasses().Informer(), func(*storagev1.StorageClass) { again() })
+	_, _ = p.Core.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { again() },
 		DeleteFunc: func(any) { again() },
 		UpdateFunc: func(before, now any) {
@@ -69,8 +74,8 @@ type room struct {
 }
 
 // rooms are those of the nodes that say so, by node.
-func (p *placer) rooms(class *storagev1.StorageClass, nodes []*corev1.Node) (map[string]room, error) {
-	all, err := p.core.Storage().V1().CSIStorageCapacities().Lister().List(labels.Everything())
+func (p *Placer) rooms(class *storagev1.StorageClass, nodes []*corev1.Node) (map[string]room, error) {
+	all, err := p.Core.Storage().V1().CSIStorageCapacities().Lister().List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +106,8 @@ func (p *placer) rooms(class *storagev1.StorageClass, nodes []*corev1.Node) (map
 
 // placeByRoom says on which node the volume of a claim that begins empty is made,
 // or why on none.
-func (p *placer) placeByRoom(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
-	nodes, err := p.core.Core().V1().Nodes().Lister().List(labels.Everything())
+func (p *Placer) placeByRoom(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
+	nodes, err := p.Core.Core().V1().Nodes().Lister().List(labels.Everything())
 	if err != nil {
 		return err
 	}
@@ -130,14 +135,14 @@ func (p *placer) placeByRoom(ctx context.Context, key string, claim *corev1.Pers
 		return p.selectNode(ctx, claim, best.node, "PlacedByRoom",
 			fmt.Sprintf("the volume is made on node %s, which has %s free for StorageClass %s", best.node, bytes(best.free), class.Name))
 	case !isThere: // else it says itself why it makes none
-		p.events.Event(claim, corev1.EventTypeWarning, "NotPlaced", why)
+		p.Events.Event(claim, corev1.EventTypeWarning, "NotPlaced", why)
 	}
 	return nil
 }
 
 // settling: it is not certain yet that the node that a claim has will make no
 // volume.
-func (p *placer) settling(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim) (bool, error) {
+func (p *Placer) settling(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim) (bool, error) {
 	since, seen := p.short[key]
 	if !seen {
 		since = p.now()
@@ -147,12 +152,7 @@ func (p *placer) settling(ctx context.Context, key string, claim *corev1.Persist
 		p.queue.AddAfter(key, left)
 		return true, nil
 	}
-	// The name that provisioners give; the cache may be behind.
-	_, err := p.client.CoreV1().PersistentVolumes().Get(ctx, "pvc-"+string(claim.UID), metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	return err == nil, err
+	return p.made(ctx, claim)
 }
 
 // choose is the node with the most room of those that may take a volume; if there

@@ -1,4 +1,4 @@
-package snapshots
+package placement
 
 import (
 	"strings"
@@ -42,7 +42,7 @@ func wants(class, size, selected string) *corev1.PersistentVolumeClaim {
 }
 
 // roomy is a cluster with nodes of all sorts and a claim.
-func roomy(t *testing.T, c *corev1.PersistentVolumeClaim, more ...runtime.Object) (p *placer, look func() (node, event string)) {
+func roomy(t *testing.T, c *corev1.PersistentVolumeClaim, more ...runtime.Object) (p *Placer, look func() (node, event string)) {
 	t.Helper()
 	cordoned, tainted := node("cordoned", corev1.ConditionTrue), node("tainted", corev1.ConditionTrue)
 	cordoned.Spec.Unschedulable = true
@@ -69,13 +69,13 @@ func roomy(t *testing.T, c *corev1.PersistentVolumeClaim, more ...runtime.Object
 			objects = append(objects, capacity(other, class, "1Ti", "1Ti"))
 		}
 	}
-	w, events := seen(t, append(objects, more...), nil, func(w *cluster) { p = newPlacer(w) })
+	w, events := seen(t, append(objects, more...), nil, func(w Cluster) { p = New(w) })
 	return p, func() (string, string) {
 		t.Helper()
 		if err := p.place(t.Context(), "ns/new"); err != nil {
 			t.Fatal(err)
 		}
-		got, err := w.client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
+		got, err := w.Client.CoreV1().PersistentVolumeClaims("ns").Get(t.Context(), "new", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func TestRoomWakesClaims(t *testing.T) {
 		t.Fatalf("node %q, event %q", node, event)
 	}
 	grown := capacity("n1", "now", "60Gi", "60Gi")
-	if _, err := p.client.StorageV1().CSIStorageCapacities("kube-system").Update(t.Context(), grown, metav1.UpdateOptions{}); err != nil {
+	if _, err := p.Client.StorageV1().CSIStorageCapacities("kube-system").Update(t.Context(), grown, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	defer time.AfterFunc(time.Minute, p.queue.ShutDown).Stop()

@@ -1,28 +1,44 @@
-package snapshots
+// Package placement says on which node a volume is made, where the scheduler does
+// not or was wrong. Claims carry the answer as the scheduler itself gives it, in the
+// annotation volume.kubernetes.io/selected-node, which it heeds:
+//
+//   - A claim that begins as a snapshot or as another claim can be made where its
+//     source is, and nowhere else (placement.go).
+//   - A claim that begins empty, of a class that binds at once, has no pod by which
+//     the scheduler would select a node: it gets the one with most room, by what
+//     nodes say in CSIStorageCapacity objects (room.go).
+//   - A claim whose node, selected by the scheduler, makes no volume after all, or
+//     has left the cluster, is given back to the scheduler (reschedule.go).
+package placement
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	snapshotinformers "github.com/kubernetes-csi/external-snapshotter/client/v8/informers/externalversions"
+	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/utils"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/keyqueue"
 )
 
 const (
@@ -31,20 +47,44 @@ const (
 	bySource     = "atoll-source"
 )
 
-// A placer gives claims that begin as something the node on which that is, and
-// those of classes that bind at once one that has room.
-type placer struct {
-	*cluster
+// managedBy is the label of a VolumeSnapshotContent that names the node which
+// cares for it.
+const managedBy = utils.VolumeSnapshotContentManagedByLabel
+
+// What failed is tried again after retryFirst, doubling up to retryAtMost.
+const (
+	retryFirst  = 250 * time.Millisecond
+	retryAtMost = 30 * time.Second
+)
+
+// A Cluster is what a Placer sees of it, with the rights of atoll:snapshots.
+type Cluster struct {
+	Client kubernetes.Interface
+	// Core and Kinds are started after New.
+	Core   informers.SharedInformerFactory
+	Kinds  snapshotinformers.SharedInformerFactory
+	Events record.EventRecorder
+	Log    *slog.Logger
+}
+
+// A Placer gives claims that begin as something the node on which that is, and
+// those of classes that bind at once one that has room. From those that wait for
+// a pod it takes a node that makes no volume.
+type Placer struct {
+	Cluster
 	claims cache.SharedIndexInformer
-	queue  workqueue.TypedRateLimitingInterface[string]
+	queue  keyqueue.Queue
 	// short is since when claims that have a node are known to have no room there.
 	// place alone has it.
 	short map[string]time.Time
+	// again is of claims that were taken from their nodes. place alone has it.
+	again map[string]rescheduling
 	now   func() time.Time
 }
 
-func newPlacer(w *cluster) *placer {
-	p := &placer{cluster: w, claims: w.core.Core().V1().PersistentVolumeClaims().Informer(), queue: newQueue(), short: map[string]time.Time{}, now: time.Now}
+// New returns a Placer that does nothing before Run.
+func New(w Cluster) *Placer {
+	p := &Placer{Cluster: w, claims: w.Core.Core().V1().PersistentVolumeClaims().Informer(), queue: keyqueue.New(retryFirst, retryAtMost), short: map[string]time.Time{}, again: map[string]rescheduling{}, now: time.Now}
 	// Only before the informer starts, which is now.
 	_ = p.claims.AddIndexers(cache.Indexers{bySource: func(o any) ([]string, error) {
 		claim, ok := o.(*corev1.PersistentVolumeClaim)
@@ -56,41 +96,27 @@ func newPlacer(w *cluster) *placer {
 		}
 		return []string{sourceOf(claim).key(claim.Namespace)}, nil
 	}})
-	handle(p.claims, func(claim *corev1.PersistentVolumeClaim) {
-		if waiting(claim) {
+	keyqueue.Handle(p.claims, func(claim *corev1.PersistentVolumeClaim) {
+		if waiting(claim) || refusal(claim) != nil {
 			p.queue.Add(claim.Namespace + "/" + claim.Name)
 		}
 		p.changed(source{kindClaim, claim.Name}.key(claim.Namespace))
 	})
-	handle(w.kinds.Snapshot().V1().VolumeSnapshots().Informer(), func(s *snapshotv1.VolumeSnapshot) {
+	keyqueue.Handle(w.Kinds.Snapshot().V1().VolumeSnapshots().Informer(), func(s *snapshotv1.VolumeSnapshot) {
 		p.changed(source{kindSnapshot, s.Name}.key(s.Namespace))
 	})
-	handle(w.kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) {
+	keyqueue.Handle(w.Kinds.Snapshot().V1().VolumeSnapshotContents().Informer(), func(c *snapshotv1.VolumeSnapshotContent) {
 		p.changed(source{kindSnapshot, c.Spec.VolumeSnapshotRef.Name}.key(c.Spec.VolumeSnapshotRef.Namespace))
 	})
 	// Instantiated before the factory starts.
-	w.core.Core().V1().PersistentVolumes().Informer()
+	w.Core.Core().V1().PersistentVolumes().Informer()
 	p.watchRoom()
 	return p
 }
 
-func newQueue() workqueue.TypedRateLimitingInterface[string] {
-	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryAtMost))
-}
-
-// handle calls f for each object that is new or has changed.
-func handle[T any](informer cache.SharedIndexInformer, f func(T)) {
-	one := func(o any) {
-		if t, ok := o.(T); ok {
-			f(t)
-		}
-	}
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: one, UpdateFunc: func(_, o any) { one(o) }})
-}
-
 // changed looks again at the claims that begin as something, or at those that
 // begin empty.
-func (p *placer) changed(key string) {
+func (p *Placer) changed(key string) {
 	keys, _ := p.claims.GetIndexer().IndexKeys(bySource, key)
 	for _, k := range keys {
 		p.queue.Add(k)
@@ -126,54 +152,39 @@ func waiting(claim *corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil && (empty(claim) || sourceOf(claim) != source{})
 }
 
-func (p *placer) run(ctx context.Context) { work(ctx, p.cluster, p.queue, "claim", p.place) }
-
-// work does what is in the queue until ctx ends.
-func work(ctx context.Context, w *cluster, queue workqueue.TypedRateLimitingInterface[string], kind string, do func(context.Context, string) error) {
-	stop := context.AfterFunc(ctx, queue.ShutDown)
-	defer stop()
-	for {
-		key, down := queue.Get()
-		if down {
-			return
-		}
-		err := do(ctx, key)
-		switch {
-		case err == nil:
-			queue.Forget(key)
-		case ctx.Err() == nil:
-			if !apierrors.IsConflict(err) {
-				w.log.Warn("trying again", kind, key, "err", err)
-			}
-			queue.AddRateLimited(key)
-		}
-		queue.Done(key)
-	}
+// Run places claims until ctx ends. The caches are full before.
+func (p *Placer) Run(ctx context.Context) {
+	keyqueue.Run(ctx, p.queue, p.Log, "claim", p.place)
 }
 
 // place says on which node a claim's volume is to be made, if it waits for that.
 // What is wrong with the source is the provisioner's to say, which looks at it
 // once more.
-func (p *placer) place(ctx context.Context, key string) error {
+func (p *Placer) place(ctx context.Context, key string) error {
 	namespace, name, err := cache.SplitMetaNamespaceKey(key)
 	if err != nil {
 		return err
 	}
-	claim, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
+	claim, err := p.Core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(namespace).Get(name)
 	if err != nil || !waiting(claim) {
 		delete(p.short, key)
+		if err == nil {
+			err = p.heard(ctx, claim)
+		}
 		return client.IgnoreNotFound(err)
 	}
 	class := p.classOf(claim)
 	switch {
-	case class == nil || class.Parameters[v1alpha1.PolicyIDParameter] != "" || empty(claim) && !atOnce(class):
+	case class == nil || ofVCenter(class):
 		return nil
+	case empty(claim) && !atOnce(class):
+		return p.reschedule(ctx, key, claim)
 	case empty(claim):
 		return p.placeByRoom(ctx, key, claim, class)
 	}
 	nodes, err := p.reaching(claim)
 	if errors.Is(err, errInVCenter) {
-		p.events.Event(claim, corev1.EventTypeWarning, "NotPlaced", fmt.Sprintf(
+		p.Events.Event(claim, corev1.EventTypeWarning, "NotPlaced", fmt.Sprintf(
 			"%s is of a disk in vCenter, and StorageClass %s makes volumes on nodes: name a StorageClass of one of vCenter's policies, as that of its volume", sourceOf(claim), class.Name))
 		return nil
 	}
@@ -188,23 +199,23 @@ func (p *placer) place(ctx context.Context, key string) error {
 
 // selectNode writes a node onto a claim that is as it was when it was chosen, and
 // tells of it.
-func (p *placer) selectNode(ctx context.Context, claim *corev1.PersistentVolumeClaim, node, reason, message string) error {
+func (p *Placer) selectNode(ctx context.Context, claim *corev1.PersistentVolumeClaim, node, reason, message string) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"resourceVersion": claim.ResourceVersion, "annotations": map[string]string{storagehelpers.AnnSelectedNode: node},
 	}})
 	if err != nil {
 		return err
 	}
-	if _, err := p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := p.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	p.events.Event(claim, corev1.EventTypeNormal, reason, message)
+	p.Events.Event(claim, corev1.EventTypeNormal, reason, message)
 	return nil
 }
 
 // classOf is a claim's class, if it is one of the driver's; else nil.
-func (p *placer) classOf(claim *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
-	class, err := p.core.Storage().V1().StorageClasses().Lister().Get(storagehelpers.GetPersistentVolumeClaimClass(claim))
+func (p *Placer) classOf(claim *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
+	class, err := p.Core.Storage().V1().StorageClasses().Lister().Get(storagehelpers.GetPersistentVolumeClaimClass(claim))
 	if err != nil || class.Provisioner != v1alpha1.CSIDriverName {
 		return nil
 	}
@@ -216,32 +227,32 @@ var errInVCenter = errors.New("the snapshot is in vCenter")
 
 // reaching are the nodes on which a claim's source is, best first; none while
 // that is not known.
-func (p *placer) reaching(claim *corev1.PersistentVolumeClaim) ([]string, error) {
+func (p *Placer) reaching(claim *corev1.PersistentVolumeClaim) ([]string, error) {
 	s := sourceOf(claim)
 	if s.kind == kindSnapshot {
 		return p.reachingSnapshot(claim.Namespace, s.name)
 	}
-	from, err := p.core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(claim.Namespace).Get(s.name)
+	from, err := p.Core.Core().V1().PersistentVolumeClaims().Lister().PersistentVolumeClaims(claim.Namespace).Get(s.name)
 	if err != nil || from.Status.Phase != corev1.ClaimBound {
 		return nil, err
 	}
-	pv, err := p.core.Core().V1().PersistentVolumes().Lister().Get(from.Spec.VolumeName)
+	pv, err := p.Core.Core().V1().PersistentVolumes().Lister().Get(from.Spec.VolumeName)
 	if err != nil || pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriverName {
 		return nil, err
 	}
-	nodes, err := p.core.Core().V1().Nodes().Lister().List(labels.Everything())
+	nodes, err := p.Core.Core().V1().Nodes().Lister().List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
 	return meeting(pv, nodes)
 }
 
-func (p *placer) reachingSnapshot(namespace, name string) ([]string, error) {
-	snapshot, err := p.kinds.Snapshot().V1().VolumeSnapshots().Lister().VolumeSnapshots(namespace).Get(name)
+func (p *Placer) reachingSnapshot(namespace, name string) ([]string, error) {
+	snapshot, err := p.Kinds.Snapshot().V1().VolumeSnapshots().Lister().VolumeSnapshots(namespace).Get(name)
 	if err != nil || !ready(snapshot) {
 		return nil, err
 	}
-	content, err := p.kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(*snapshot.Status.BoundVolumeSnapshotContentName)
+	content, err := p.Kinds.Snapshot().V1().VolumeSnapshotContents().Lister().Get(*snapshot.Status.BoundVolumeSnapshotContentName)
 	if err != nil || content.Spec.Driver != v1alpha1.CSIDriverName || content.Labels[managedBy] == "" {
 		return nil, err
 	}
@@ -282,4 +293,8 @@ func isReady(n *corev1.Node) bool {
 	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	})
+}
+
+func ready(s *snapshotv1.VolumeSnapshot) bool {
+	return s.Status != nil && s.Status.ReadyToUse != nil && *s.Status.ReadyToUse && s.Status.BoundVolumeSnapshotContentName != nil
 }
