@@ -15,7 +15,7 @@ import (
 )
 
 // waiter takes a turn behind the test's back and notes when it has it.
-func waiter(t *testing.T, turns *turns, ctx context.Context, name string, ahead bool, got *[]string, done map[string]func()) {
+func waiter(ctx context.Context, t *testing.T, turns *turns, name string, ahead bool, got *[]string, done map[string]func()) {
 	t.Helper()
 	go func() {
 		give, err := turns.take(ctx, nil, ahead)
@@ -46,12 +46,12 @@ func TestTurns(t *testing.T) {
 				}
 			}
 		}
-		waiter(t, turns, t.Context(), "a", false, &got, done)
-		waiter(t, turns, t.Context(), "b", true, &got, done)
-		waiter(t, turns, t.Context(), "c", false, &got, done)
-		waiter(t, turns, ctx, "d", false, &got, done)
-		waiter(t, turns, t.Context(), "e", false, &got, done)
-		waiter(t, turns, t.Context(), "f", true, &got, done)
+		waiter(t.Context(), t, turns, "a", false, &got, done)
+		waiter(t.Context(), t, turns, "b", true, &got, done)
+		waiter(t.Context(), t, turns, "c", false, &got, done)
+		waiter(ctx, t, turns, "d", false, &got, done)
+		waiter(t.Context(), t, turns, "e", false, &got, done)
+		waiter(t.Context(), t, turns, "f", true, &got, done)
 		said("a", "b")
 		done["a"]() // f goes before those that begin
 		done["a"]() // gives nothing more
