@@ -7,11 +7,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/openatoll/atoll/vmpod"
 )
 
 // waiter takes a turn behind the test's back and notes when it has it.
-func waiter(t *testing.T, turns *turns, ctx context.Context, name string, ahead bool, got *[]string, done map[string]func()) {
+func waiter(ctx context.Context, t *testing.T, turns *turns, name string, ahead bool, got *[]string, done map[string]func()) {
 	t.Helper()
 	go func() {
 		give, err := turns.take(ctx, nil, ahead)
@@ -42,12 +46,12 @@ func TestTurns(t *testing.T) {
 				}
 			}
 		}
-		waiter(t, turns, t.Context(), "a", false, &got, done)
-		waiter(t, turns, t.Context(), "b", true, &got, done)
-		waiter(t, turns, t.Context(), "c", false, &got, done)
-		waiter(t, turns, ctx, "d", false, &got, done)
-		waiter(t, turns, t.Context(), "e", false, &got, done)
-		waiter(t, turns, t.Context(), "f", true, &got, done)
+		waiter(t.Context(), t, turns, "a", false, &got, done)
+		waiter(t.Context(), t, turns, "b", true, &got, done)
+		waiter(t.Context(), t, turns, "c", false, &got, done)
+		waiter(ctx, t, turns, "d", false, &got, done)
+		waiter(t.Context(), t, turns, "e", false, &got, done)
+		waiter(t.Context(), t, turns, "f", true, &got, done)
 		said("a", "b")
 		done["a"]() // f goes before those that begin
 		done["a"]() // gives nothing more
@@ -77,4 +81,55 @@ func TestTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	give()
+}
+
+// Each step of a start that works in the guest waits for its turn, and is as if
+// it had not been asked for when its caller leaves first.
+func TestStartsTakeTurns(t *testing.T) {
+	h := newFakeHost()
+	s := serve(t, h, t.TempDir(), func(c *Config) { c.StartsAtOnce = 1 })
+	s.turns.limit = time.Hour
+	waits := func(what string, call func(ctx context.Context) error) {
+		t.Helper()
+		give, err := s.turns.take(t.Context(), nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if err := call(ctx); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%s, not its turn: %v", what, err)
+		}
+		give()
+	}
+	waits("run", func(ctx context.Context) error {
+		_, err := s.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: podConfig(s.dir)})
+		return err
+	})
+	if h.mu.Lock(); h.launches != 0 {
+		t.Errorf("%d machines were launched out of turn", h.launches)
+	}
+	h.mu.Unlock()
+	sandbox := s.run(t)
+	waits("create", func(ctx context.Context) error {
+		_, err := s.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: ctrConfig("web"), SandboxConfig: podConfig(s.dir)})
+		return err
+	})
+	if list := s.store.containersOf(sandbox); len(list) != 0 {
+		t.Errorf("%d containers were made out of turn", len(list))
+	}
+	id := s.create(t, sandbox, ctrConfig("web"))
+	waits("start", func(ctx context.Context) error {
+		_, err := s.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+		return err
+	})
+	if got := s.status(t, id).State; got != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("out of turn the container is %s", got)
+	}
+	s.start(t, id)
+	s.turns.mu.Lock()
+	defer s.turns.mu.Unlock()
+	if s.turns.free != 1 {
+		t.Errorf("%d turns are free in the end, want 1", s.turns.free)
+	}
 }
