@@ -72,7 +72,13 @@ func newRealHost(t *testing.T, change ...func(*qemu.Config)) *realHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(run) })
+	t.Cleanup(func() {
+		os.RemoveAll(run)
+		cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(run)) // the driver's parent of all VMs
+		for _, c := range append(cgroups, "/sys/fs/cgroup/"+filepath.Base(run)) {
+			os.Remove(c)
+		}
+	})
 	h := &realHost{dir: t.TempDir(), run: run}
 	os.Chmod(h.dir, 0o711)
 	os.Chmod(filepath.Dir(h.dir), 0o711)

@@ -39,7 +39,13 @@ func testConfig(t testing.TB) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(run) })
+	t.Cleanup(func() {
+		os.RemoveAll(run)
+		cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(run)) // the driver's parent of all VMs
+		for _, c := range append(cgroups, "/sys/fs/cgroup/"+filepath.Base(run)) {
+			os.Remove(c)
+		}
+	})
 	return Config{
 		Guest: Guest{Kernel: g.Kernel, Initrd: g.Initrd}, StateDir: t.TempDir(), RunDir: run,
 		UID: testUser, GID: testUser, Accelerator: AcceleratorAuto,
