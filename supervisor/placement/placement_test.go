@@ -3,6 +3,7 @@ package placement
 import (
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"

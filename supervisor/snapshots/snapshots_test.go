@@ -82,7 +82,8 @@ func TestKeep(t *testing.T) {
 func TestKeepLetsGo(t *testing.T) {
 	deleted := func(name string, policy snapshotv1.DeletionPolicy, change func(*snapshotv1.VolumeSnapshotContent)) *snapshotv1.VolumeSnapshotContent {
 		c := content(name, "")
-		c.DeletionTimestamp, c.Spec.DeletionPolicy = ptr(metav1.Now()), policy
+		now := metav1.Now()
+		c.DeletionTimestamp, c.Spec.DeletionPolicy = &now, policy
 		c.Finalizers = []string{utils.VolumeSnapshotContentFinalizer, "example.com/other"}
 		c.Annotations = map[string]string{utils.AnnVolumeSnapshotBeingDeleted: "yes"}
 		change(c)
