@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -24,6 +25,9 @@ import (
 	"github.com/openatoll/atoll/supervisor/runtimeclass"
 )
 
+// madeAfter is how long after it was made an object of a namespace's is looked at.
+const madeAfter = time.Second
+
 // setup says which change has what looked at.
 func setup(mgr ctrl.Manager, r *reconciler) error {
 	for _, f := range []func(ctrl.Manager, *reconciler) error{setupNamespaces, setupSupervisor, setupPolicies, setupTemplates, setupSelfService} {
@@ -35,7 +39,7 @@ func setup(mgr ctrl.Manager, r *reconciler) error {
 }
 
 func setupNamespaces(mgr ctrl.Manager, r *reconciler) error {
-	byNamespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+	byNamespace := made(func(o client.Object) []reconcile.Request {
 		if name := o.GetLabels()[v1alpha1.LabelNamespace]; name != "" {
 			return request(name)
 		}
@@ -60,9 +64,7 @@ func setupNamespaces(mgr ctrl.Manager, r *reconciler) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		For(&v1alpha1.SupervisorNamespace{}, builder.WithPredicates(ignoreOwnStatus())).
 		WatchesRawSource(r.conn.namespaces.source()).
-		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-			return request(o.GetName())
-		})).
+		Watches(&corev1.Namespace{}, made(func(o client.Object) []reconcile.Request { return request(o.GetName()) })).
 		Watches(&corev1.Pod{}, inNamespace, builder.WithPredicates(useChanged())).
 		Watches(&corev1.PersistentVolumeClaim{}, inNamespace, builder.WithPredicates(useChanged())).
 		Watches(&corev1.ResourceQuota{}, byNamespace, builder.WithPredicates(quotaChanged())).
@@ -141,6 +143,34 @@ func soon() handler.EventHandler {
 		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
 			q.Add(all)
 		},
+	}
+}
+
+// made is for what a namespace gets. One that is new is mostly our own doing, and six
+// of them come with each namespace while the pass that makes them is under way: they
+// are looked at once, a moment later. Those that were there at the start are looked at
+// with their SupervisorNamespace.
+func made(of func(client.Object) []reconcile.Request) handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	now := func(o client.Object, q queue) {
+		for _, r := range of(o) {
+			q.Add(r)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) {
+			if e.IsInInitialList {
+				return
+			}
+			for _, r := range of(e.Object) {
+				q.AddAfter(r, madeAfter)
+			}
+		},
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
+			now(e.ObjectOld, q) // the label may be gone
+			now(e.ObjectNew, q)
+		},
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { now(e.Object, q) },
 	}
 }
 
