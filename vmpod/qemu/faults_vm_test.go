@@ -86,11 +86,15 @@ func TestDisksAndNIC(t *testing.T) {
 
 	// A VMM that does not answer is unknown, not dead.
 	m.d.cfg.Deadline = 200 * time.Millisecond
-	unix.Kill(m.proc.PID, unix.SIGSTOP)
+	if unix.Kill(m.proc.PID, unix.SIGSTOP); !becomes(m.proc.PID, true) {
+		t.Error("SIGSTOP is not seen")
+	}
 	if st, err := m.Status(context.Background()); err != nil || st.State != vmpod.StateUnknown || st.Reason == "" {
 		t.Errorf("status of a stopped VMM: %+v, %v", st, err)
 	}
-	unix.Kill(m.proc.PID, unix.SIGCONT)
+	if unix.Kill(m.proc.PID, unix.SIGCONT); !becomes(m.proc.PID, false) {
+		t.Error("SIGCONT is not seen")
+	}
 	m.d.cfg.Deadline = time.Minute
 	if st, err := m.Status(context.Background()); err != nil || st.State != vmpod.StateRunning {
 		t.Errorf("status when it answers again: %+v, %v", st, err)

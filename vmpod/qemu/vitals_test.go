@@ -12,6 +12,17 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
+// becomes waits until a process is stopped, or goes on, after a signal that says
+// so: the kernel does that later than it returns from kill.
+func becomes(pid int, want bool) bool {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if stopped(pid) == want {
+			return true
+		}
+	}
+	return false
+}
+
 // TestVitals reads them off a process that does nothing.
 func TestVitals(t *testing.T) {
 	cmd := exec.Command("sleep", "60")
@@ -25,21 +36,13 @@ func TestVitals(t *testing.T) {
 	if _, ok := p.Waited[pid]; err != nil || !ok || p.Stuck {
 		t.Errorf("progress %+v, %v", p, err)
 	}
-	until := func(want bool) bool {
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
-			if stopped(pid) == want {
-				return true
-			}
-		}
-		return false
-	}
 	if stopped(pid) {
 		t.Error("a process that sleeps counts as stopped")
 	}
-	if _ = unix.Kill(pid, unix.SIGSTOP); !until(true) {
+	if _ = unix.Kill(pid, unix.SIGSTOP); !becomes(pid, true) {
 		t.Error("SIGSTOP is not seen")
 	}
-	if _ = unix.Kill(pid, unix.SIGCONT); !until(false) {
+	if _ = unix.Kill(pid, unix.SIGCONT); !becomes(pid, false) {
 		t.Error("SIGCONT is not seen")
 	}
 	if stopped(1 << 30) {
