@@ -11,7 +11,8 @@ import (
 )
 
 // TestEvents: what was done to a pool, and what was posted about it, is among
-// its cluster's events, in the name of who did it.
+// its cluster's events, in the name of who did it; what was posted is among the
+// pool's own, too.
 func TestEvents(t *testing.T) {
 	s := start(t, config(""))
 	c := signIn(t, s, admin)
@@ -22,17 +23,22 @@ func TestEvents(t *testing.T) {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	cluster := s.parent(rootPool(t, c).Reference())
-	events := must[[]types.BaseEvent](t)(event.NewManager(c.Client).QueryEvents(t.Context(), types.EventFilterSpec{
-		Entity: &types.EventFilterSpecByEntity{Entity: cluster, Recursion: types.EventFilterSpecRecursionOptionSelf},
-	}))
-	var told []string
-	for _, e := range events {
-		told = append(told, e.GetEvent().UserName+": "+e.GetEvent().FullFormattedMessage)
-	}
-	for _, want := range []string{`VSPHERE.LOCAL\Administrator: Created resource pool team in Resources`, `VSPHERE.LOCAL\Administrator: the limit was changed`} {
-		if !strings.Contains(strings.Join(told, "\n"), want) {
-			t.Errorf("no %q among %q", want, told)
+	posted := `VSPHERE.LOCAL\Administrator: the limit was changed`
+	for at, want := range map[types.ManagedObjectReference][]string{
+		s.parent(rootPool(t, c).Reference()): {`VSPHERE.LOCAL\Administrator: Created resource pool team in Resources`, posted},
+		ref:                                  {posted},
+	} {
+		events := must[[]types.BaseEvent](t)(event.NewManager(c.Client).QueryEvents(t.Context(), types.EventFilterSpec{
+			Entity: &types.EventFilterSpecByEntity{Entity: at, Recursion: types.EventFilterSpecRecursionOptionSelf},
+		}))
+		var told []string
+		for _, e := range events {
+			told = append(told, e.GetEvent().UserName+": "+e.GetEvent().FullFormattedMessage)
+		}
+		for _, want := range want {
+			if !strings.Contains(strings.Join(told, "\n"), want) {
+				t.Errorf("no %q among %q of %s", want, told, at.Type)
+			}
 		}
 	}
 }
