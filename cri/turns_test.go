@@ -3,6 +3,8 @@ package cri
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,56 +16,69 @@ import (
 	"github.com/openatoll/atoll/vmpod"
 )
 
-// waiter takes a turn behind the test's back and notes when it has it.
-func waiter(ctx context.Context, t *testing.T, turns *turns, name string, ahead bool, got *[]string, done map[string]func()) {
-	t.Helper()
+// waiters note who has had a turn, and give it back.
+type waiters struct {
+	mu   sync.Mutex
+	got  []string
+	done map[string]func()
+}
+
+// take takes a turn behind the test's back.
+func (w *waiters) take(ctx context.Context, turns *turns, name string, ahead bool) {
 	go func() {
 		give, err := turns.take(ctx, nil, ahead)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if err != nil {
-			*got = append(*got, name+": "+err.Error())
+			w.got = append(w.got, name+": "+err.Error())
 			return
 		}
-		*got, done[name] = append(*got, name), give
+		w.got, w.done[name] = append(w.got, name), give
 	}()
 	synctest.Wait()
+}
+
+func (w *waiters) give(name string) {
+	w.mu.Lock()
+	give := w.done[name]
+	w.mu.Unlock()
+	give()
+}
+
+// have fails unless these have had their turns, in this order.
+func (w *waiters) have(t *testing.T, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(w.got, want) {
+		t.Fatalf("turns of %q, want %q", w.got, want)
+	}
 }
 
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns, clock := newTurns(2, 5*time.Second), newStartClock()
 		ctx, cancel := context.WithCancelCause(t.Context())
-		var got []string
-		done := map[string]func(){}
-		said := func(want ...string) {
-			t.Helper()
-			synctest.Wait()
-			if len(got) != len(want) {
-				t.Fatalf("turns of %q, want %q", got, want)
-			}
-			for i := range want {
-				if got[i] != want[i] {
-					t.Fatalf("turns of %q, want %q", got, want)
-				}
-			}
-		}
-		waiter(t.Context(), t, turns, "a", false, &got, done)
-		waiter(t.Context(), t, turns, "b", true, &got, done)
-		waiter(t.Context(), t, turns, "c", false, &got, done)
-		waiter(ctx, t, turns, "d", false, &got, done)
-		waiter(t.Context(), t, turns, "e", false, &got, done)
-		waiter(t.Context(), t, turns, "f", true, &got, done)
-		said("a", "b")
-		done["a"]() // f goes before those that begin
-		done["a"]() // gives nothing more
-		said("a", "b", "f")
+		w := &waiters{done: map[string]func(){}}
+		w.take(t.Context(), turns, "a", false)
+		w.take(t.Context(), turns, "b", true)
+		w.take(t.Context(), turns, "c", false)
+		w.take(ctx, turns, "d", false)
+		w.take(t.Context(), turns, "e", false)
+		w.take(t.Context(), turns, "f", true)
+		w.have(t, "a", "b")
+		w.give("a") // f goes before those that begin
+		w.give("a") // gives nothing more
+		w.have(t, "a", "b", "f")
 		cancel(errors.New("gone"))
-		said("a", "b", "f", "d: gone")
-		done["f"]()
-		said("a", "b", "f", "d: gone", "c")
+		w.have(t, "a", "b", "f", "d: gone")
+		w.give("f")
+		w.have(t, "a", "b", "f", "d: gone", "c")
 		time.Sleep(5 * time.Second) // b's and c's turns are over
-		said("a", "b", "f", "d: gone", "c", "e")
-		done["b"]() // too late, and gives nothing
-		done["c"]()
+		w.have(t, "a", "b", "f", "d: gone", "c", "e")
+		w.give("b") // too late, and gives nothing
+		w.give("c")
 		if _, err := turns.take(t.Context(), clock, false); err != nil { // e has the other
 			t.Fatal(err)
 		}

@@ -36,7 +36,7 @@ var suites = []suite{
 	// budget is theirs, too.
 	{"lint", 60 * time.Minute, 1, lintSteps},
 	{"unit", 15 * time.Minute, 1, unitSteps},
-	{"suites", 24 * time.Minute, 2, vmSteps},
+	{"suites", 24 * time.Minute, 1, vmSteps},
 	{"e2e", 25 * time.Minute, 1, e2eSteps},
 }
 

@@ -168,10 +168,10 @@ func vmSteps(ctx context.Context) ([]step, error) {
 	return steps, nil
 }
 
-// e2eSteps run four scripts at a time: with two, the cluster and their VMs took
+// e2eSteps run three scripts at a time: with two, the cluster and their VMs took
 // 36 % of two CPUs.
 func e2eSteps(context.Context) ([]step, error) {
-	return []step{{test: true, argv: goTest([]string{"-timeout=24m", "-parallel=4"}, []string{"./e2e"})}}, nil
+	return []step{{test: true, argv: goTest([]string{"-timeout=24m", "-parallel=3"}, []string{"./e2e"})}}, nil
 }
 
 // goTest leaves vet out: the lint suite has vetted all packages.

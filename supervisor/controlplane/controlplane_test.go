@@ -208,6 +208,26 @@ func TestPortCheckNamesTheHolder(t *testing.T) {
 	}
 }
 
+// A port of an address that is on no link yet is taken by who listens on all.
+func TestPortCheckOfAnAbsentAddress(t *testing.T) {
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), uint16(l.Addr().(*net.TCPAddr).Port))
+	for _, network := range []string{"tcp", "udp"} {
+		err := port{network, taken, "a test", "stop it"}.check()
+		if network == "tcp" && !errdefs.IsUnavailable(err) || network == "udp" && err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+	}
+	l.Close()
+	if err := (port{"tcp", taken, "a test", "stop it"}).check(); err != nil {
+		t.Errorf("free port: %v", err)
+	}
+}
+
 func TestHostResolvers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	const content = `# comment

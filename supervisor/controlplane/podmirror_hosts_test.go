@@ -28,6 +28,7 @@ func (m *mirrorTest) joins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	node.ResourceVersion = "" // controllers write their taints and labels meanwhile
 	node.Status = corev1.NodeStatus{
 		Capacity:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("6"), corev1.ResourceMemory: resource.MustParse("24Gi")},
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}},

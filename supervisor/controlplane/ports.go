@@ -2,17 +2,20 @@ package controlplane
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // A port that the control plane listens on.
@@ -49,8 +52,7 @@ func (c Config) ports() []port {
 // CheckPorts tries every port that Run listens on, in the caller's network
 // namespace, and returns one error for each that is taken (ErrUnavailable),
 // which names the port, the process that has it if that can be told, and the
-// cure. When Config.Address is on no link yet, its ports are looked up in the
-// kernel's tables instead, since they cannot be tried.
+// cure. Config.Address need not be on a link yet.
 func CheckPorts(c Config) []error {
 	if err := c.Validate(); err != nil {
 		return []error{err}
@@ -69,26 +71,32 @@ func (p port) check() error {
 	if err == nil {
 		return nil
 	}
-	absent := errors.Is(err, syscall.EADDRNOTAVAIL)
-	if !absent && !errors.Is(err, syscall.EADDRINUSE) {
+	if !errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%s port %s for %s: %w", p.network, p.addr, p.what, err)
 	}
-	holder, found := findHolder("/proc", p.network, p.addr)
-	if absent && !found {
-		return nil
-	}
+	holder := findHolder("/proc", p.network, p.addr)
 	return fmt.Errorf("%s port %s, needed for %s, is in use by %s: %s: %w", p.network, p.addr, p.what, holder, p.cure, errdefs.ErrUnavailable)
 }
 
+// tryListen listens for a moment, on an address that no link has, too. (The
+// kernel's tables say who listens, but not for sure: a reading may lack a socket
+// while others come and go, 2 of 48 did.)
 func tryListen(network string, addr netip.AddrPort) error {
+	anywhere := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) }); cerr != nil {
+			return cerr
+		}
+		return os.NewSyscallError("setsockopt IP_FREEBIND", err)
+	}}
 	if network == "udp" {
-		conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(addr))
+		conn, err := anywhere.ListenPacket(context.Background(), "udp4", addr.String())
 		if err != nil {
 			return err
 		}
 		return conn.Close()
 	}
-	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(addr))
+	l, err := anywhere.Listen(context.Background(), "tcp4", addr.String())
 	if err != nil {
 		return err
 	}
@@ -97,8 +105,9 @@ func tryListen(network string, addr netip.AddrPort) error {
 
 // findHolder names the process that listens on addr or on its port of all
 // addresses, as the kernel's socket tables under proc tell.
-func findHolder(proc, network string, addr netip.AddrPort) (string, bool) {
-	for _, table := range []string{network, network + "6"} {
+func findHolder(proc, network string, addr netip.AddrPort) string {
+	tables := []string{network, network + "6"}
+	for _, table := range slices.Repeat(tables, 3) { // a reading may lack it
 		f, err := os.Open(filepath.Join(proc, "self/net", table))
 		if err != nil {
 			continue
@@ -109,11 +118,11 @@ func findHolder(proc, network string, addr netip.AddrPort) (string, bool) {
 			continue
 		}
 		if who := inodeOwner(proc, inode); who != "" {
-			return who, true
+			return who
 		}
-		return "a process that cannot be told (socket inode " + inode + ")", true
+		return "a process that cannot be told (socket inode " + inode + ")"
 	}
-	return "a process that cannot be told", false
+	return "a process that cannot be told"
 }
 
 // listenerInode reads a table in the format of /proc/net/tcp.

@@ -165,6 +165,9 @@ func (c *collector) begin(s *Server, session, version string) *watch {
 	if c.watch == nil {
 		c.watch = newWatch(session)
 		s.hub.add(c.watch)
+		if !s.sessions.has(session) { // ended since this call was let in
+			s.hub.remove(c.watch)
+		}
 	}
 	if version == "" {
 		c.pending = nil

@@ -57,7 +57,7 @@ func (h *hub) remove(w *watch) {
 	h.mu.Lock()
 	delete(h.watches, w)
 	h.mu.Unlock()
-	w.cancel()
+	w.end()
 }
 
 // removeSession ends the watches of a session.
@@ -84,6 +84,7 @@ type watch struct {
 	dirty     map[types.ManagedObjectReference]bool
 	all       bool // too many to remember
 	cancelled chan struct{}
+	ended     bool // cancelled stays closed: nobody marks anything any more
 }
 
 func newWatch(session string) *watch {
@@ -125,8 +126,22 @@ func (w *watch) take() (map[types.ManagedObjectReference]bool, bool) {
 func (w *watch) cancel() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.ended {
+		return
+	}
 	close(w.cancelled)
 	w.cancelled = make(chan struct{})
+}
+
+// end ends the wait that is under way and all that come: those, too, of a call
+// that was let in before its session ended.
+func (w *watch) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		w.ended = true
+		close(w.cancelled)
+	}
 }
 
 func (w *watch) cancellation() <-chan struct{} {
