@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -26,18 +25,16 @@ import (
 type suite struct {
 	name   string
 	budget time.Duration
-	// lanes is how many steps run at a time.
-	lanes int
-	steps func(context.Context) ([]step, error)
+	steps  func(context.Context) ([]step, error)
 }
 
 var suites = []suite{
 	// The linter works in what the suites after it leave idle, so that its
 	// budget is theirs, too.
-	{"lint", 60 * time.Minute, 1, lintSteps},
-	{"unit", 15 * time.Minute, 1, unitSteps},
-	{"suites", 24 * time.Minute, 1, vmSteps},
-	{"e2e", 25 * time.Minute, 1, e2eSteps},
+	{"lint", 60 * time.Minute, lintSteps},
+	{"unit", 15 * time.Minute, unitSteps},
+	{"suites", 24 * time.Minute, vmSteps},
+	{"e2e", 25 * time.Minute, e2eSteps},
 }
 
 func main() {
@@ -89,7 +86,7 @@ func (s suite) start(ctx context.Context, more bool) <-chan result {
 	ctx, cancel := context.WithTimeout(ctx, s.budget)
 	r := result{suite: s}
 	steps, err := s.steps(ctx)
-	var log *stepLog
+	var log *os.File
 	if err == nil {
 		log, err = openLog(s.name)
 	}
@@ -110,47 +107,26 @@ func (s suite) start(ctx context.Context, more bool) <-chan result {
 		if ctx.Err() == context.DeadlineExceeded {
 			r.fail(s.name, fmt.Sprintf("over its budget of %v", s.budget))
 		}
-		if log != nil {
-			_ = log.Close()
-		}
+		_ = log.Close() // nil, if there is none
 		r.took = time.Since(began)
 		return r
 	}
-	r.add(s.side(ctx, now, log))
+	all := func(steps []step) {
+		for _, st := range steps {
+			r.add(st.run(ctx, log))
+		}
+	}
+	all(now)
 	done := make(chan result, 1)
 	if len(later) == 0 {
 		done <- end()
 		return done
 	}
 	go func() {
-		r.add(s.side(ctx, later, log))
+		all(later)
 		done <- end()
 	}()
 	return done
-}
-
-// side runs steps, as many at a time as the suite has lanes. They begin in
-// their order.
-func (s suite) side(ctx context.Context, steps []step, log *stepLog) (sum result) {
-	queue := make(chan step, len(steps))
-	for _, st := range steps {
-		queue <- st
-	}
-	close(queue)
-	var mu sync.Mutex
-	var lanes sync.WaitGroup
-	for range s.lanes {
-		lanes.Go(func() {
-			for st := range queue {
-				r := st.run(ctx, log)
-				mu.Lock()
-				sum.add(r)
-				mu.Unlock()
-			}
-		})
-	}
-	lanes.Wait()
-	return sum
 }
 
 // report prints the table and says whether all is well.

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -40,27 +39,12 @@ type step struct {
 	fail func(output string) string
 }
 
-// A stepLog is what go test says of all steps of a suite, as whole lines.
-type stepLog struct {
-	*os.File
-	mu sync.Mutex
-}
-
-func openLog(name string) (*stepLog, error) {
+func openLog(name string) (*os.File, error) {
 	dir := filepath.Join("build", "test")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.Create(filepath.Join(dir, name+".jsonl"))
-	return &stepLog{File: f}, err
-}
-
-// line adds one, without its end. What cannot be logged is in the result all
-// the same.
-func (l *stepLog) line(b []byte) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, _ = l.Write(append(bytes.Clone(b), '\n'))
+	return os.Create(filepath.Join(dir, name+".jsonl"))
 }
 
 // idle is the step with a scheduling policy that gives it what CPU time
@@ -83,7 +67,7 @@ func (s step) command(ctx context.Context) *exec.Cmd {
 	return cmd
 }
 
-func (s step) run(ctx context.Context, log *stepLog) result {
+func (s step) run(ctx context.Context, log io.Writer) result {
 	if s.test {
 		return s.runTest(ctx, log)
 	}
@@ -102,7 +86,7 @@ func (s step) run(ctx context.Context, log *stepLog) result {
 	return r
 }
 
-func (s step) runTest(ctx context.Context, log *stepLog) result {
+func (s step) runTest(ctx context.Context, log io.Writer) result {
 	cmd := s.command(ctx)
 	stdout, err := cmd.StdoutPipe()
 	var stderr bytes.Buffer
@@ -112,10 +96,9 @@ func (s step) runTest(ctx context.Context, log *stepLog) result {
 	}
 	c := newCounter(s.ignore)
 	if err == nil {
-		sc := bufio.NewScanner(stdout)
+		sc := bufio.NewScanner(io.TeeReader(stdout, log))
 		sc.Buffer(nil, 16<<20)
 		for sc.Scan() {
-			log.line(sc.Bytes())
 			c.line(sc.Bytes())
 		}
 		_, _ = io.Copy(io.Discard, stdout)

@@ -19,10 +19,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	"github.com/openatoll/atoll/internal/keyqueue"
 )
 
 const (
@@ -43,7 +43,7 @@ type Controller struct {
 	factory informers.SharedInformerFactory
 	volumes corelisters.PersistentVolumeLister
 	claims  corelisters.PersistentVolumeClaimLister
-	queue   workqueue.TypedRateLimitingInterface[string] // names of PersistentVolumes
+	queue   keyqueue.Queue // names of PersistentVolumes
 }
 
 // New returns a Controller that does nothing before Run. The client has the
@@ -58,7 +58,7 @@ func New(client kubernetes.Interface, log *slog.Logger) (*Controller, error) {
 	c := &Controller{
 		client: client, log: log.With("component", "compliance"),
 		factory: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(lean)),
-		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstPause, lastPause)),
+		queue:   keyqueue.New(firstPause, lastPause),
 	}
 	core := c.factory.Core().V1()
 	c.volumes, c.claims = core.PersistentVolumes().Lister(), core.PersistentVolumeClaims().Lister()
@@ -109,21 +109,8 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil // only ctx ends the wait for a first list
 		}
 	}
-	stop := context.AfterFunc(ctx, c.queue.ShutDown)
-	defer stop()
-	for {
-		name, down := c.queue.Get()
-		if down {
-			return nil
-		}
-		if err := c.sync(ctx, name); err != nil && ctx.Err() == nil {
-			c.log.Warn("a claim could not be told of its volume's compliance; trying again", "pv", name, "err", err)
-			c.queue.AddRateLimited(name)
-		} else {
-			c.queue.Forget(name)
-		}
-		c.queue.Done(name)
-	}
+	keyqueue.Run(ctx, c.queue, c.log, "pv", c.sync)
+	return nil
 }
 
 // sync has the claim of a volume say what the volume does. A volume that says

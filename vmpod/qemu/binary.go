@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,16 +39,34 @@ func examine(ctx context.Context, path string) (binaryFacts, error) {
 	if f.major < 7 { // JSON for -device came with 6.2, i8042=off with 7.0
 		return f, fmt.Errorf("%s is QEMU %d.%d: want 7.0 or newer: %w", path, f.major, f.minor, errdefs.ErrFailedPrecondition)
 	}
-	cmd := exec.CommandContext(ctx, path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
-		"-sandbox", sandboxArgs, "-qmp", "stdio")
-	cmd.Stdin = strings.NewReader(`{"execute":"qmp_capabilities"}{"execute":"quit"}`)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		f.sandboxReason = strings.TrimSpace(stderr.String() + " " + err.Error())
+	if err := trySandbox(ctx, path); err != nil {
+		f.sandboxReason = err.Error()
 	}
 	f.sandbox = f.sandboxReason == ""
 	return f, ctx.Err()
+}
+
+// trySandbox has QEMU begin in its sandbox, and end. What tells it to end is in
+// the pipe before it starts: it ends, too, when this process is killed meanwhile.
+func trySandbox(ctx context.Context, path string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = w.WriteString(`{"execute":"qmp_capabilities"}{"execute":"quit"}`)
+	if err = errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
+		"-sandbox", sandboxArgs, "-qmp", "stdio")
+	cmd.Stdin = r
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return errors.New(strings.TrimSpace(stderr.String() + " " + err.Error()))
+	}
+	return nil
 }
 
 // residentCount returns the RSS of a process in bytes as the kernel has counted

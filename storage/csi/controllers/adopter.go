@@ -16,7 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
+
+	"github.com/openatoll/atoll/internal/keyqueue"
 )
 
 // unknownAfter is how old a content is before it is told that it is not known
@@ -31,20 +32,19 @@ type adopter struct {
 	*group
 	informer cache.SharedIndexInformer
 	contents snapshotinformers.SharedInformerFactory
-	queue    workqueue.TypedRateLimitingInterface[string]
+	queue    keyqueue.Queue
 	keeper   string
 	now      func() time.Time
 }
 
 func newAdopter(g *group, contents snapshotinformers.SharedInformerFactory, keeper string) *adopter {
 	a := &adopter{group: g, contents: contents, keeper: keeper, now: time.Now, informer: contents.Snapshot().V1().VolumeSnapshotContents().Informer(),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryAtMost))}
-	add := func(o any) {
-		if c, ok := o.(*snapshotv1.VolumeSnapshotContent); ok && c.Spec.Driver == g.Driver {
+		queue: keyqueue.New(retryFirst, retryAtMost)}
+	keyqueue.Handle(a.informer, func(c *snapshotv1.VolumeSnapshotContent) {
+		if c.Spec.Driver == g.Driver {
 			a.queue.Add(c.Name)
 		}
-	}
-	_, _ = a.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: add, UpdateFunc: func(_, o any) { add(o) }})
+	})
 	return a
 }
 
