@@ -18,7 +18,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
@@ -62,21 +61,13 @@ func New(client kubernetes.Interface, log *slog.Logger) (*Controller, error) {
 	}
 	core := c.factory.Core().V1()
 	c.volumes, c.claims = core.PersistentVolumes().Lister(), core.PersistentVolumeClaims().Lister()
-	_, _ = core.PersistentVolumes().Informer().AddEventHandler(handler(func(o any) {
-		if pv, ok := o.(*corev1.PersistentVolume); ok {
-			c.queue.Add(pv.Name)
-		}
-	}))
-	_, _ = core.PersistentVolumeClaims().Informer().AddEventHandler(handler(func(o any) {
-		if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && claim.Spec.VolumeName != "" {
+	keyqueue.Handle(core.PersistentVolumes().Informer(), func(pv *corev1.PersistentVolume) { c.queue.Add(pv.Name) })
+	keyqueue.Handle(core.PersistentVolumeClaims().Informer(), func(claim *corev1.PersistentVolumeClaim) {
+		if claim.Spec.VolumeName != "" {
 			c.queue.Add(claim.Spec.VolumeName)
 		}
-	}))
+	})
 	return c, nil
-}
-
-func handler(see func(any)) cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{AddFunc: see, UpdateFunc: func(_, o any) { see(o) }}
 }
 
 // lean keeps in memory what is read here: names and annotations, and which
