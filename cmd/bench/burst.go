@@ -1,16 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -97,7 +91,7 @@ func (b *podBench) idle(ctx context.Context, uids map[string]string, all *result
 		return err
 	}
 	took := ms(start)
-	var cpu, total, monitor, code, guest []float64
+	var cpu, total, monitor, code, tables, guest []float64
 	for uid, pid := range pids {
 		after, err := runTime(pid)
 		if err != nil {
@@ -108,8 +102,14 @@ func (b *podBench) idle(ctx context.Context, uids map[string]string, all *result
 		if err != nil {
 			return err
 		}
-		total, monitor = append(total, m.monitor+m.guest), append(monitor, m.monitor)
-		code, guest = append(code, m.code), append(guest, m.guest)
+		if m.code > 0 {
+			if m.tables, err = translationTables(pid); err != nil {
+				return fmt.Errorf("TCG's tables in QEMU %d: %w", pid, err)
+			}
+			m.monitor -= m.tables
+		}
+		total, monitor, guest = append(total, m.monitor+m.guest), append(monitor, m.monitor), append(guest, m.guest)
+		code, tables = append(code, m.code), append(tables, m.tables)
 	}
 	agents, err := b.agentMemory(ctx, uids)
 	if err != nil {
@@ -118,67 +118,15 @@ func (b *podBench) idle(ctx context.Context, uids map[string]string, all *result
 	r := all.add("pss_clone", "MiB", total)
 	r.most(32)
 	if m := median(code); m > 1 {
-		r.Beside = fmt.Sprintf("and %.0f MiB of code that TCG translated", m)
+		r.Beside = fmt.Sprintf("and %.0f MiB of code that TCG translated, with %.1f of entries by which it finds it", m, median(tables))
 		all.add("pss_clone_tcg", "MiB", code)
+		all.add("pss_clone_tcg_tables", "MiB", tables)
 	}
 	all.add("pss_clone_qemu", "MiB", monitor)
 	all.add("pss_clone_guest", "MiB", guest)
 	all.add("pss_clone_agent", "MiB", agents)
 	all.add("idle_cpu", "% of a core", cpu).most(0.3)
 	return nil
-}
-
-// A vmMemory is the PSS in MiB of a VM's process: of the guest's RAM, of code
-// that TCG has translated, which there is none of under KVM, and of the rest.
-type vmMemory struct{ monitor, code, guest float64 }
-
-// guestMapping is the least size in kB of a mapping without a name that is taken
-// for RAM of a guest. QEMU's others of that size are arenas that are not backed.
-const guestMapping = 32 << 10
-
-func memoryOf(pid int) (vmMemory, error) {
-	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "smaps"))
-	if err != nil {
-		return vmMemory{}, err
-	}
-	defer f.Close()
-	return readMemory(f)
-}
-
-// readMemory reads the format of /proc/PID/smaps.
-func readMemory(f io.Reader) (m vmMemory, err error) {
-	var perms, name string
-	var size float64
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		fields := strings.Fields(s.Text())
-		if len(fields) >= 5 && strings.Contains(fields[0], "-") && !strings.HasSuffix(fields[0], ":") {
-			perms, name = fields[1], strings.Join(fields[5:], " ")
-			continue
-		}
-		if len(fields) < 2 {
-			continue
-		}
-		kb, err := strconv.ParseFloat(fields[1], 64)
-		if err != nil {
-			continue
-		}
-		switch fields[0] {
-		case "Size:":
-			size = kb
-		case "Pss:":
-			executable := strings.Contains(perms, "x")
-			switch {
-			case executable && name == "":
-				m.code += kb / 1024
-			case !executable && (strings.HasPrefix(name, "/memfd:") || size >= guestMapping && name != "[heap]"):
-				m.guest += kb / 1024
-			default:
-				m.monitor += kb / 1024
-			}
-		}
-	}
-	return m, s.Err()
 }
 
 // agentMemory is what the guests' own processes, which are the agent and

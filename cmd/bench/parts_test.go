@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,6 +50,26 @@ Pss:                 512 kB
 	m, err := readMemory(strings.NewReader(smaps))
 	if err != nil || m != (vmMemory{monitor: 1.5, code: 2, guest: 14}) {
 		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+func TestTableBytes(t *testing.T) {
+	code := []mapping{{first: 0x7000, end: 0x9000, perms: "rwxp"}}
+	data := make([]byte, 4096)
+	put := func(at int, words ...uint64) {
+		for i, w := range words {
+			binary.LittleEndian.PutUint64(data[at+8*i:], w)
+		}
+	}
+	put(8, nodeBytes|1, 0x7010, 0x7000)               // a node
+	put(128, 1<<33, 0x2222_1111, 0, 0x8000, 0x8ff8)   // a bucket with two hashes in one word
+	binary.LittleEndian.PutUint32(data[128+12:], 0x1) // and the first's slot
+	put(512, nodeBytes|1, 0x6ff8, 0x7000)             // its key is not of code
+	put(1024, 0, 0, 0, 0x8000, 0x1234)                // a pointer to elsewhere
+	put(2048, 64|1, 0x7010, 0x7000)                   // a block of another size
+	put(3072, 0, 1<<32, 0, 0x8000, 0)                 // a hash without a pointer
+	if got := tableBytes(data, code); got != nodeBytes+bucketBytes {
+		t.Errorf("%d bytes, want a node and a bucket: %d", got, nodeBytes+bucketBytes)
 	}
 }
 
