@@ -162,6 +162,10 @@ func TestDisks(t *testing.T) {
 		t.Errorf("formatting what is mounted: %v", err)
 	}
 	testDiskUse(g)
+	out, _ := g.run("scheduler", ociSpec("sh", "-c", `for d in /sys/block/vd*; do case $(cat $d/serial) in ext|raw) cat $d/queue/scheduler;; esac; done`), nil)
+	if n := strings.Count(out, "[none]"); n != 2 {
+		t.Errorf("of 2 disks %d have no scheduler: %q", n, out)
+	}
 	testDiskGrowth(vm, g, ext, xfs)
 
 	// It goes and comes again, and what is on it is checked meanwhile.
@@ -174,7 +178,7 @@ func TestDisks(t *testing.T) {
 	if g.addDisk(&agentapi.VolumeDisk{Serial: "ext", FsType: "ext4"}) {
 		t.Error("a disk with data was formatted")
 	}
-	out, _ := g.run("late", ociSpec("sh", "-c", "cat /e/note && echo second > /e/second && echo second > /x/second && sync; dd if=/dev/zero of=/x/more bs=1M count=4 2>/dev/null"), mounts("v-ext=/e", "v-xfs=/x"))
+	out, _ = g.run("late", ociSpec("sh", "-c", "cat /e/note && echo second > /e/second && echo second > /x/second && sync; dd if=/dev/zero of=/x/more bs=1M count=4 2>/dev/null"), mounts("v-ext=/e", "v-xfs=/x"))
 	g.has(out, "kept")
 	vm.end() // as if the power failed
 	cut := testDisk{id: "cut", file: filepath.Join(dir, "cut")}

@@ -21,7 +21,7 @@ const deviceTimeout = 10 * time.Second
 func findDisk(ctx context.Context, serial string) (string, error) {
 	var dev string
 	err := waitDevice(ctx, "disk "+serial, deviceTimeout, func() (bool, error) {
-		dev = diskBySerial("/sys/block", serial)
+		dev = diskBySerial(sysBlock, serial)
 		if dev == "" {
 			return false, nil
 		}
@@ -62,6 +62,7 @@ func mountEphemeral(ctx context.Context, serial, dir string) error {
 	if err != nil {
 		return err
 	}
+	go dropScheduler(sysBlock, dev)
 	// The inode tables are left as the host's mkfs left them: zeroing them in
 	// the background would fill a sparse file.
 	const options = "discard,noinit_itable"

@@ -43,6 +43,7 @@ func (a *agent) addDisk(ctx context.Context, r *agentapi.AddVolumeRequest) (*age
 	if err != nil {
 		return nil, err
 	}
+	go dropScheduler(sysBlock, device)
 	ro, err := readOnlyDevice(device)
 	if err != nil {
 		return nil, fmt.Errorf("ask whether disk %s can be written: %w", r.Disk.Serial, err)

@@ -87,6 +87,7 @@ func (a *agent) Rest() {
 	ready := a.ready
 	a.mu.Unlock()
 	if !ready {
+		dropSchedulers(sysBlock)
 		rehearse()
 		debug.FreeOSMemory()
 	}
