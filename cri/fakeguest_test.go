@@ -31,12 +31,14 @@ type fakeGuest struct {
 	setup      *agentapi.SetupSandboxRequest
 	bootID     string
 	protocol   uint32
+	features   []string
 	clock      time.Duration // ahead of the host's
 	told       int           // how often it was told that it is wrong
 	containers map[string]*fakeContainer
 	volumes    map[string]*agentapi.AddVolumeRequest
 	trees      map[string]map[string]string
 	sent       map[string]int
+	subPaths   []string // that were prepared, as VOLUME/SUB
 	exits      []*agentapi.ExitRecord
 	nextExit   uint64
 	online     []*agentapi.OnlineRequest
@@ -63,7 +65,7 @@ type fakeExec struct {
 }
 
 func newFakeGuest(h *fakeHost) *fakeGuest {
-	return &fakeGuest{host: h, bootID: uuid.NewString(), protocol: agentapi.Protocol, changed: make(chan struct{}), containers: map[string]*fakeContainer{}, volumes: map[string]*agentapi.AddVolumeRequest{}, trees: map[string]map[string]string{}, sent: map[string]int{}, nextExit: 1}
+	return &fakeGuest{host: h, bootID: uuid.NewString(), protocol: agentapi.Protocol, features: []string{"seccomp", agentapi.FeatureDisks, agentapi.FeatureSubPaths}, changed: make(chan struct{}), containers: map[string]*fakeContainer{}, volumes: map[string]*agentapi.AddVolumeRequest{}, trees: map[string]map[string]string{}, sent: map[string]int{}, nextExit: 1}
 }
 
 func (g *fakeGuest) wake() { close(g.changed); g.changed = make(chan struct{}) }
@@ -85,7 +87,7 @@ func (g *fakeGuest) Hello(ctx context.Context, req *agentapi.HelloRequest) (*age
 		g.clock += time.Duration(req.Clock.HostNs - req.Clock.GuestNs)
 		g.told++
 	}
-	r := &agentapi.HelloResponse{Version: "fake", Protocol: g.protocol, BootId: g.bootID, ClockNs: time.Now().Add(g.clock).UnixNano(), SandboxReady: g.setup != nil, Features: []string{"seccomp", agentapi.FeatureDisks}}
+	r := &agentapi.HelloResponse{Version: "fake", Protocol: g.protocol, BootId: g.bootID, ClockNs: time.Now().Add(g.clock).UnixNano(), SandboxReady: g.setup != nil, Features: g.features}
 	for _, c := range g.containers {
 		r.Containers = append(r.Containers, c.state)
 	}
@@ -113,6 +115,19 @@ func (g *fakeGuest) AddVolume(ctx context.Context, r *agentapi.AddVolumeRequest)
 	defer g.mu.Unlock()
 	g.volumes[r.Id] = r
 	return &agentapi.AddVolumeResponse{}, nil
+}
+
+func (g *fakeGuest) PrepareSubPath(ctx context.Context, r *agentapi.PrepareSubPathRequest) (*agentapi.PrepareSubPathResponse, error) {
+	if err := g.host.at(ctx, "sub-path"); err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.volumes[r.Volume] == nil {
+		return nil, fmt.Errorf("volume %s: %w", r.Volume, errdefs.ErrNotFound)
+	}
+	g.subPaths = append(g.subPaths, r.Volume+"/"+r.SubPath)
+	return &agentapi.PrepareSubPathResponse{}, nil
 }
 
 func (g *fakeGuest) CreateContainer(ctx context.Context, r *agentapi.CreateContainerRequest) (*agentapi.CreateContainerResponse, error) {

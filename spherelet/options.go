@@ -38,6 +38,9 @@ type Options struct {
 	Notices func(func(vmpod.Notice))
 	// VolumeUsage asks the guest how full a volume is. May be nil.
 	VolumeUsage volumes.UsageFunc
+	// SubPaths has the guest look at sub-paths of volumes before a container is
+	// created. May be nil.
+	SubPaths volumes.SubPathFunc
 	// CSISocket is where the CSI driver of this process answers, which is then
 	// registered with the kubelet; empty: the node offers no persistent volumes.
 	CSISocket string

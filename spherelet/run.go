@@ -135,7 +135,7 @@ func (n *node) assemble(ctx context.Context) error {
 		n.deps.VolumePlugins = append(n.deps.VolumePlugins, volumes.NewCSI())
 	}
 	n.deps.DynamicPluginProber = nil // FlexVolumes would mount on the host
-	n.deps.Subpather = volumes.Subpather{}
+	n.deps.Subpather = volumes.NewSubpather(ctx, n.o.SubPaths, n.server.RuntimeRequestTimeout.Duration, n.newSubPathTeller())
 	n.deps.OSInterface = hostOS{}
 	n.deps.Options = append(n.deps.Options, n.captured(ctx))
 	return nil

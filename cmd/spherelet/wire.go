@@ -92,6 +92,7 @@ func run(ctx context.Context, cfg *v1alpha1.SphereletConfiguration) (err error) 
 			PodVMs:      h.runtime.PodVMs,
 			Notices:     h.runtime.Notices,
 			VolumeUsage: h.runtime.VolumeUsage,
+			SubPaths:    h.runtime.PrepareSubPath,
 			CSISocket:   h.csiSocket(),
 			Facts:       h.facts,
 			ImageDisks:  imageDisks,

@@ -14,7 +14,6 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/kubernetes/pkg/volume"
 	volumetest "k8s.io/kubernetes/pkg/volume/testing"
-	"k8s.io/kubernetes/pkg/volume/util/subpath"
 
 	"github.com/openatoll/atoll/storage"
 	"github.com/openatoll/atoll/vmpod"
@@ -162,15 +161,6 @@ func TestTearDownErasesNothingElse(t *testing.T) {
 	}
 	if err := (&emptyDir{}).TearDownAt(dir); err == nil {
 		t.Error("a directory with a stranger in it was torn down")
-	}
-}
-
-func TestSubpath(t *testing.T) {
-	for path, want := range map[string]string{"/v/a/b": "/v/a/b", "/v/a": "/v/a", "/v": "/v", "/v/../etc": "", "/w": ""} {
-		got, cleanup, err := Subpather{}.PrepareSafeSubpath(subpath.Subpath{VolumePath: "/v", Path: path})
-		if got != want || (err == nil) != (want != "") || cleanup != nil {
-			t.Errorf("PrepareSafeSubpath(%s) = %q, %v", path, got, err)
-		}
 	}
 }
 

@@ -256,7 +256,7 @@ func (x LogRecord_Stream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogRecord_Stream.Descriptor instead.
 func (LogRecord_Stream) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39, 0}
+	return file_agent_proto_rawDescGZIP(), []int{41, 0}
 }
 
 // A StreamHeader opens every yamux stream.
@@ -1580,6 +1580,94 @@ func (x *ExpandVolumeResponse) GetBytes() int64 {
 	return 0
 }
 
+type PrepareSubPathRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	SubPath       string                 `protobuf:"bytes,2,opt,name=sub_path,json=subPath,proto3" json:"sub_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareSubPathRequest) Reset() {
+	*x = PrepareSubPathRequest{}
+	mi := &file_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareSubPathRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareSubPathRequest) ProtoMessage() {}
+
+func (x *PrepareSubPathRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareSubPathRequest.ProtoReflect.Descriptor instead.
+func (*PrepareSubPathRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PrepareSubPathRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *PrepareSubPathRequest) GetSubPath() string {
+	if x != nil {
+		return x.SubPath
+	}
+	return ""
+}
+
+type PrepareSubPathResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareSubPathResponse) Reset() {
+	*x = PrepareSubPathResponse{}
+	mi := &file_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareSubPathResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareSubPathResponse) ProtoMessage() {}
+
+func (x *PrepareSubPathResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareSubPathResponse.ProtoReflect.Descriptor instead.
+func (*PrepareSubPathResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{20}
+}
+
 type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1602,7 +1690,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1702,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1715,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1712,7 +1800,7 @@ type VolumeDevice struct {
 
 func (x *VolumeDevice) Reset() {
 	*x = VolumeDevice{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1812,7 @@ func (x *VolumeDevice) String() string {
 func (*VolumeDevice) ProtoMessage() {}
 
 func (x *VolumeDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1825,7 @@ func (x *VolumeDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeDevice.ProtoReflect.Descriptor instead.
 func (*VolumeDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VolumeDevice) GetVolume() string {
@@ -1778,7 +1866,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1878,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1891,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VolumeMount) GetVolume() string {
@@ -1863,7 +1951,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +1963,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1976,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type StartProcessRequest struct {
@@ -1904,7 +1992,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2004,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2017,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartProcessRequest) GetContainerId() string {
@@ -1977,7 +2065,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2077,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2090,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartProcessResponse) GetPid() int32 {
@@ -2031,7 +2119,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2131,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2144,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -2095,7 +2183,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2195,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2208,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type ResizeTerminalRequest struct {
@@ -2135,7 +2223,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2235,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2248,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResizeTerminalRequest) GetContainerId() string {
@@ -2199,7 +2287,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2299,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2312,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type WaitProcessRequest struct {
@@ -2237,7 +2325,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2337,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2350,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -2288,7 +2376,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2388,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2401,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WaitProcessResponse) GetExit() *ExitRecord {
@@ -2332,7 +2420,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2432,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2445,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -2375,7 +2463,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2475,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2488,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type UpdateContainerRequest struct {
@@ -2414,7 +2502,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2514,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2527,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -2471,7 +2559,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2571,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2584,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type OnlineRequest struct {
@@ -2509,7 +2597,7 @@ type OnlineRequest struct {
 
 func (x *OnlineRequest) Reset() {
 	*x = OnlineRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2609,7 @@ func (x *OnlineRequest) String() string {
 func (*OnlineRequest) ProtoMessage() {}
 
 func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2622,7 @@ func (x *OnlineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineRequest.ProtoReflect.Descriptor instead.
 func (*OnlineRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OnlineRequest) GetCpus() int32 {
@@ -2561,7 +2649,7 @@ type OnlineResponse struct {
 
 func (x *OnlineResponse) Reset() {
 	*x = OnlineResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2661,7 @@ func (x *OnlineResponse) String() string {
 func (*OnlineResponse) ProtoMessage() {}
 
 func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2674,7 @@ func (x *OnlineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineResponse.ProtoReflect.Descriptor instead.
 func (*OnlineResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OnlineResponse) GetCpus() int32 {
@@ -2611,7 +2699,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2711,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2724,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type ShutdownResponse struct {
@@ -2647,7 +2735,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2747,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +2760,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 // A LogRecord is one line, or a part of one, that a container wrote. While
@@ -2692,7 +2780,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2792,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2805,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LogRecord) GetOffset() uint64 {
@@ -2778,7 +2866,7 @@ type ExitRecord struct {
 
 func (x *ExitRecord) Reset() {
 	*x = ExitRecord{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2878,7 @@ func (x *ExitRecord) String() string {
 func (*ExitRecord) ProtoMessage() {}
 
 func (x *ExitRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2891,7 @@ func (x *ExitRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitRecord.ProtoReflect.Descriptor instead.
 func (*ExitRecord) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExitRecord) GetOffset() uint64 {
@@ -2866,7 +2954,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +2966,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +2979,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AcknowledgeRequest) GetContainerId() string {
@@ -2923,7 +3011,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3023,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3036,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type StatsRequest struct {
@@ -2960,7 +3048,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +3060,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +3073,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatsRequest) GetContainerIds() []string {
@@ -3011,7 +3099,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3111,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3124,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatsResponse) GetTimeNs() int64 {
@@ -3115,7 +3203,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3215,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3228,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -3241,7 +3329,7 @@ type FilesystemStats struct {
 
 func (x *FilesystemStats) Reset() {
 	*x = FilesystemStats{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3341,7 @@ func (x *FilesystemStats) String() string {
 func (*FilesystemStats) ProtoMessage() {}
 
 func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3354,7 @@ func (x *FilesystemStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemStats.ProtoReflect.Descriptor instead.
 func (*FilesystemStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FilesystemStats) GetUsedBytes() uint64 {
@@ -3322,7 +3410,7 @@ type VolumeStats struct {
 
 func (x *VolumeStats) Reset() {
 	*x = VolumeStats{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3334,7 +3422,7 @@ func (x *VolumeStats) String() string {
 func (*VolumeStats) ProtoMessage() {}
 
 func (x *VolumeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3347,7 +3435,7 @@ func (x *VolumeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
 func (*VolumeStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *VolumeStats) GetId() string {
@@ -3379,7 +3467,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3479,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3492,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3596,7 +3684,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\",\n" +
 	"\x14ExpandVolumeResponse\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\"\xf2\x02\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\"J\n" +
+	"\x15PrepareSubPathRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x19\n" +
+	"\bsub_path\x18\x02 \x01(\tR\asubPath\"\x18\n" +
+	"\x16PrepareSubPathResponse\"\xf2\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x1d\n" +
@@ -3749,13 +3841,14 @@ const file_agent_proto_rawDesc = "" +
 	"\btx_bytes\x18\x05 \x01(\x04R\atxBytes\x12\x1d\n" +
 	"\n" +
 	"tx_packets\x18\x06 \x01(\x04R\ttxPackets\x12\x1b\n" +
-	"\ttx_errors\x18\a \x01(\x04R\btxErrors2\x84\v\n" +
+	"\ttx_errors\x18\a \x01(\x04R\btxErrors2\xe5\v\n" +
 	"\x05Agent\x12D\n" +
 	"\x05Hello\x12\x1c.atoll.agent.v1.HelloRequest\x1a\x1d.atoll.agent.v1.HelloResponse\x12Y\n" +
 	"\fSetupSandbox\x12#.atoll.agent.v1.SetupSandboxRequest\x1a$.atoll.agent.v1.SetupSandboxResponse\x12P\n" +
 	"\tAddVolume\x12 .atoll.agent.v1.AddVolumeRequest\x1a!.atoll.agent.v1.AddVolumeResponse\x12Y\n" +
 	"\fRemoveVolume\x12#.atoll.agent.v1.RemoveVolumeRequest\x1a$.atoll.agent.v1.RemoveVolumeResponse\x12Y\n" +
-	"\fExpandVolume\x12#.atoll.agent.v1.ExpandVolumeRequest\x1a$.atoll.agent.v1.ExpandVolumeResponse\x12b\n" +
+	"\fExpandVolume\x12#.atoll.agent.v1.ExpandVolumeRequest\x1a$.atoll.agent.v1.ExpandVolumeResponse\x12_\n" +
+	"\x0ePrepareSubPath\x12%.atoll.agent.v1.PrepareSubPathRequest\x1a&.atoll.agent.v1.PrepareSubPathResponse\x12b\n" +
 	"\x0fCreateContainer\x12&.atoll.agent.v1.CreateContainerRequest\x1a'.atoll.agent.v1.CreateContainerResponse\x12Y\n" +
 	"\fStartProcess\x12#.atoll.agent.v1.StartProcessRequest\x1a$.atoll.agent.v1.StartProcessResponse\x12\\\n" +
 	"\rSignalProcess\x12$.atoll.agent.v1.SignalProcessRequest\x1a%.atoll.agent.v1.SignalProcessResponse\x12_\n" +
@@ -3781,7 +3874,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_agent_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: atoll.agent.v1.StreamHeader.Kind
 	(ContainerState_Phase)(0),       // 1: atoll.agent.v1.ContainerState.Phase
@@ -3806,98 +3899,102 @@ var file_agent_proto_goTypes = []any{
 	(*RemoveVolumeResponse)(nil),    // 20: atoll.agent.v1.RemoveVolumeResponse
 	(*ExpandVolumeRequest)(nil),     // 21: atoll.agent.v1.ExpandVolumeRequest
 	(*ExpandVolumeResponse)(nil),    // 22: atoll.agent.v1.ExpandVolumeResponse
-	(*CreateContainerRequest)(nil),  // 23: atoll.agent.v1.CreateContainerRequest
-	(*VolumeDevice)(nil),            // 24: atoll.agent.v1.VolumeDevice
-	(*VolumeMount)(nil),             // 25: atoll.agent.v1.VolumeMount
-	(*CreateContainerResponse)(nil), // 26: atoll.agent.v1.CreateContainerResponse
-	(*StartProcessRequest)(nil),     // 27: atoll.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 28: atoll.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 29: atoll.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 30: atoll.agent.v1.SignalProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 31: atoll.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 32: atoll.agent.v1.ResizeTerminalResponse
-	(*WaitProcessRequest)(nil),      // 33: atoll.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 34: atoll.agent.v1.WaitProcessResponse
-	(*RemoveContainerRequest)(nil),  // 35: atoll.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 36: atoll.agent.v1.RemoveContainerResponse
-	(*UpdateContainerRequest)(nil),  // 37: atoll.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 38: atoll.agent.v1.UpdateContainerResponse
-	(*OnlineRequest)(nil),           // 39: atoll.agent.v1.OnlineRequest
-	(*OnlineResponse)(nil),          // 40: atoll.agent.v1.OnlineResponse
-	(*ShutdownRequest)(nil),         // 41: atoll.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 42: atoll.agent.v1.ShutdownResponse
-	(*LogRecord)(nil),               // 43: atoll.agent.v1.LogRecord
-	(*ExitRecord)(nil),              // 44: atoll.agent.v1.ExitRecord
-	(*AcknowledgeRequest)(nil),      // 45: atoll.agent.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),     // 46: atoll.agent.v1.AcknowledgeResponse
-	(*StatsRequest)(nil),            // 47: atoll.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 48: atoll.agent.v1.StatsResponse
-	(*ContainerStats)(nil),          // 49: atoll.agent.v1.ContainerStats
-	(*FilesystemStats)(nil),         // 50: atoll.agent.v1.FilesystemStats
-	(*VolumeStats)(nil),             // 51: atoll.agent.v1.VolumeStats
-	(*NetworkStats)(nil),            // 52: atoll.agent.v1.NetworkStats
-	nil,                             // 53: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 54: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	(*PrepareSubPathRequest)(nil),   // 23: atoll.agent.v1.PrepareSubPathRequest
+	(*PrepareSubPathResponse)(nil),  // 24: atoll.agent.v1.PrepareSubPathResponse
+	(*CreateContainerRequest)(nil),  // 25: atoll.agent.v1.CreateContainerRequest
+	(*VolumeDevice)(nil),            // 26: atoll.agent.v1.VolumeDevice
+	(*VolumeMount)(nil),             // 27: atoll.agent.v1.VolumeMount
+	(*CreateContainerResponse)(nil), // 28: atoll.agent.v1.CreateContainerResponse
+	(*StartProcessRequest)(nil),     // 29: atoll.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 30: atoll.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 31: atoll.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 32: atoll.agent.v1.SignalProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 33: atoll.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 34: atoll.agent.v1.ResizeTerminalResponse
+	(*WaitProcessRequest)(nil),      // 35: atoll.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 36: atoll.agent.v1.WaitProcessResponse
+	(*RemoveContainerRequest)(nil),  // 37: atoll.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 38: atoll.agent.v1.RemoveContainerResponse
+	(*UpdateContainerRequest)(nil),  // 39: atoll.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 40: atoll.agent.v1.UpdateContainerResponse
+	(*OnlineRequest)(nil),           // 41: atoll.agent.v1.OnlineRequest
+	(*OnlineResponse)(nil),          // 42: atoll.agent.v1.OnlineResponse
+	(*ShutdownRequest)(nil),         // 43: atoll.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 44: atoll.agent.v1.ShutdownResponse
+	(*LogRecord)(nil),               // 45: atoll.agent.v1.LogRecord
+	(*ExitRecord)(nil),              // 46: atoll.agent.v1.ExitRecord
+	(*AcknowledgeRequest)(nil),      // 47: atoll.agent.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),     // 48: atoll.agent.v1.AcknowledgeResponse
+	(*StatsRequest)(nil),            // 49: atoll.agent.v1.StatsRequest
+	(*StatsResponse)(nil),           // 50: atoll.agent.v1.StatsResponse
+	(*ContainerStats)(nil),          // 51: atoll.agent.v1.ContainerStats
+	(*FilesystemStats)(nil),         // 52: atoll.agent.v1.FilesystemStats
+	(*VolumeStats)(nil),             // 53: atoll.agent.v1.VolumeStats
+	(*NetworkStats)(nil),            // 54: atoll.agent.v1.NetworkStats
+	nil,                             // 55: atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 56: atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	0,  // 0: atoll.agent.v1.StreamHeader.kind:type_name -> atoll.agent.v1.StreamHeader.Kind
 	7,  // 1: atoll.agent.v1.HelloRequest.clock:type_name -> atoll.agent.v1.ClockReading
 	9,  // 2: atoll.agent.v1.HelloResponse.containers:type_name -> atoll.agent.v1.ContainerState
 	1,  // 3: atoll.agent.v1.ContainerState.phase:type_name -> atoll.agent.v1.ContainerState.Phase
-	44, // 4: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
+	46, // 4: atoll.agent.v1.ContainerState.exit:type_name -> atoll.agent.v1.ExitRecord
 	13, // 5: atoll.agent.v1.SetupSandboxRequest.interfaces:type_name -> atoll.agent.v1.Interface
 	15, // 6: atoll.agent.v1.SetupSandboxRequest.dns:type_name -> atoll.agent.v1.DNS
-	53, // 7: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
+	55, // 7: atoll.agent.v1.SetupSandboxRequest.sysctls:type_name -> atoll.agent.v1.SetupSandboxRequest.SysctlsEntry
 	11, // 8: atoll.agent.v1.SetupSandboxRequest.user_namespace:type_name -> atoll.agent.v1.IDMap
 	14, // 9: atoll.agent.v1.Interface.routes:type_name -> atoll.agent.v1.Route
 	2,  // 10: atoll.agent.v1.AddVolumeRequest.kind:type_name -> atoll.agent.v1.AddVolumeRequest.Kind
 	18, // 11: atoll.agent.v1.AddVolumeRequest.disk:type_name -> atoll.agent.v1.VolumeDisk
-	25, // 12: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
-	24, // 13: atoll.agent.v1.CreateContainerRequest.devices:type_name -> atoll.agent.v1.VolumeDevice
-	44, // 14: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
-	54, // 15: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
+	27, // 12: atoll.agent.v1.CreateContainerRequest.mounts:type_name -> atoll.agent.v1.VolumeMount
+	26, // 13: atoll.agent.v1.CreateContainerRequest.devices:type_name -> atoll.agent.v1.VolumeDevice
+	46, // 14: atoll.agent.v1.WaitProcessResponse.exit:type_name -> atoll.agent.v1.ExitRecord
+	56, // 15: atoll.agent.v1.UpdateContainerRequest.unified:type_name -> atoll.agent.v1.UpdateContainerRequest.UnifiedEntry
 	3,  // 16: atoll.agent.v1.LogRecord.stream:type_name -> atoll.agent.v1.LogRecord.Stream
-	49, // 17: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
-	51, // 18: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
-	52, // 19: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
-	50, // 20: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
-	49, // 21: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
-	50, // 22: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
-	50, // 23: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
+	51, // 17: atoll.agent.v1.StatsResponse.containers:type_name -> atoll.agent.v1.ContainerStats
+	53, // 18: atoll.agent.v1.StatsResponse.volumes:type_name -> atoll.agent.v1.VolumeStats
+	54, // 19: atoll.agent.v1.StatsResponse.networks:type_name -> atoll.agent.v1.NetworkStats
+	52, // 20: atoll.agent.v1.StatsResponse.ephemeral:type_name -> atoll.agent.v1.FilesystemStats
+	51, // 21: atoll.agent.v1.StatsResponse.guest:type_name -> atoll.agent.v1.ContainerStats
+	52, // 22: atoll.agent.v1.ContainerStats.writable:type_name -> atoll.agent.v1.FilesystemStats
+	52, // 23: atoll.agent.v1.VolumeStats.usage:type_name -> atoll.agent.v1.FilesystemStats
 	6,  // 24: atoll.agent.v1.Agent.Hello:input_type -> atoll.agent.v1.HelloRequest
 	10, // 25: atoll.agent.v1.Agent.SetupSandbox:input_type -> atoll.agent.v1.SetupSandboxRequest
 	16, // 26: atoll.agent.v1.Agent.AddVolume:input_type -> atoll.agent.v1.AddVolumeRequest
 	19, // 27: atoll.agent.v1.Agent.RemoveVolume:input_type -> atoll.agent.v1.RemoveVolumeRequest
 	21, // 28: atoll.agent.v1.Agent.ExpandVolume:input_type -> atoll.agent.v1.ExpandVolumeRequest
-	23, // 29: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
-	27, // 30: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
-	29, // 31: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
-	31, // 32: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
-	33, // 33: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
-	35, // 34: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
-	37, // 35: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
-	47, // 36: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
-	45, // 37: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
-	39, // 38: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
-	41, // 39: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
-	8,  // 40: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
-	12, // 41: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
-	17, // 42: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
-	20, // 43: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
-	22, // 44: atoll.agent.v1.Agent.ExpandVolume:output_type -> atoll.agent.v1.ExpandVolumeResponse
-	26, // 45: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
-	28, // 46: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
-	30, // 47: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
-	32, // 48: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
-	34, // 49: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
-	36, // 50: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
-	38, // 51: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
-	48, // 52: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
-	46, // 53: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
-	40, // 54: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
-	42, // 55: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
-	40, // [40:56] is the sub-list for method output_type
-	24, // [24:40] is the sub-list for method input_type
+	23, // 29: atoll.agent.v1.Agent.PrepareSubPath:input_type -> atoll.agent.v1.PrepareSubPathRequest
+	25, // 30: atoll.agent.v1.Agent.CreateContainer:input_type -> atoll.agent.v1.CreateContainerRequest
+	29, // 31: atoll.agent.v1.Agent.StartProcess:input_type -> atoll.agent.v1.StartProcessRequest
+	31, // 32: atoll.agent.v1.Agent.SignalProcess:input_type -> atoll.agent.v1.SignalProcessRequest
+	33, // 33: atoll.agent.v1.Agent.ResizeTerminal:input_type -> atoll.agent.v1.ResizeTerminalRequest
+	35, // 34: atoll.agent.v1.Agent.WaitProcess:input_type -> atoll.agent.v1.WaitProcessRequest
+	37, // 35: atoll.agent.v1.Agent.RemoveContainer:input_type -> atoll.agent.v1.RemoveContainerRequest
+	39, // 36: atoll.agent.v1.Agent.UpdateContainer:input_type -> atoll.agent.v1.UpdateContainerRequest
+	49, // 37: atoll.agent.v1.Agent.Stats:input_type -> atoll.agent.v1.StatsRequest
+	47, // 38: atoll.agent.v1.Agent.Acknowledge:input_type -> atoll.agent.v1.AcknowledgeRequest
+	41, // 39: atoll.agent.v1.Agent.Online:input_type -> atoll.agent.v1.OnlineRequest
+	43, // 40: atoll.agent.v1.Agent.Shutdown:input_type -> atoll.agent.v1.ShutdownRequest
+	8,  // 41: atoll.agent.v1.Agent.Hello:output_type -> atoll.agent.v1.HelloResponse
+	12, // 42: atoll.agent.v1.Agent.SetupSandbox:output_type -> atoll.agent.v1.SetupSandboxResponse
+	17, // 43: atoll.agent.v1.Agent.AddVolume:output_type -> atoll.agent.v1.AddVolumeResponse
+	20, // 44: atoll.agent.v1.Agent.RemoveVolume:output_type -> atoll.agent.v1.RemoveVolumeResponse
+	22, // 45: atoll.agent.v1.Agent.ExpandVolume:output_type -> atoll.agent.v1.ExpandVolumeResponse
+	24, // 46: atoll.agent.v1.Agent.PrepareSubPath:output_type -> atoll.agent.v1.PrepareSubPathResponse
+	28, // 47: atoll.agent.v1.Agent.CreateContainer:output_type -> atoll.agent.v1.CreateContainerResponse
+	30, // 48: atoll.agent.v1.Agent.StartProcess:output_type -> atoll.agent.v1.StartProcessResponse
+	32, // 49: atoll.agent.v1.Agent.SignalProcess:output_type -> atoll.agent.v1.SignalProcessResponse
+	34, // 50: atoll.agent.v1.Agent.ResizeTerminal:output_type -> atoll.agent.v1.ResizeTerminalResponse
+	36, // 51: atoll.agent.v1.Agent.WaitProcess:output_type -> atoll.agent.v1.WaitProcessResponse
+	38, // 52: atoll.agent.v1.Agent.RemoveContainer:output_type -> atoll.agent.v1.RemoveContainerResponse
+	40, // 53: atoll.agent.v1.Agent.UpdateContainer:output_type -> atoll.agent.v1.UpdateContainerResponse
+	50, // 54: atoll.agent.v1.Agent.Stats:output_type -> atoll.agent.v1.StatsResponse
+	48, // 55: atoll.agent.v1.Agent.Acknowledge:output_type -> atoll.agent.v1.AcknowledgeResponse
+	42, // 56: atoll.agent.v1.Agent.Online:output_type -> atoll.agent.v1.OnlineResponse
+	44, // 57: atoll.agent.v1.Agent.Shutdown:output_type -> atoll.agent.v1.ShutdownResponse
+	41, // [41:58] is the sub-list for method output_type
+	24, // [24:41] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
 	24, // [24:24] is the sub-list for extension extendee
 	0,  // [0:24] is the sub-list for field type_name
@@ -3914,7 +4011,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,6 +13,7 @@ type AgentService interface {
 	AddVolume(context.Context, *AddVolumeRequest) (*AddVolumeResponse, error)
 	RemoveVolume(context.Context, *RemoveVolumeRequest) (*RemoveVolumeResponse, error)
 	ExpandVolume(context.Context, *ExpandVolumeRequest) (*ExpandVolumeResponse, error)
+	PrepareSubPath(context.Context, *PrepareSubPathRequest) (*PrepareSubPathResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartProcess(context.Context, *StartProcessRequest) (*StartProcessResponse, error)
 	SignalProcess(context.Context, *SignalProcessRequest) (*SignalProcessResponse, error)
@@ -63,6 +64,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.ExpandVolume(ctx, &req)
+			},
+			"PrepareSubPath": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PrepareSubPathRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.PrepareSubPath(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -190,6 +198,14 @@ func (c *agentClient) RemoveVolume(ctx context.Context, req *RemoveVolumeRequest
 func (c *agentClient) ExpandVolume(ctx context.Context, req *ExpandVolumeRequest) (*ExpandVolumeResponse, error) {
 	var resp ExpandVolumeResponse
 	if err := c.client.Call(ctx, "atoll.agent.v1.Agent", "ExpandVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) PrepareSubPath(ctx context.Context, req *PrepareSubPathRequest) (*PrepareSubPathResponse, error) {
+	var resp PrepareSubPathResponse
+	if err := c.client.Call(ctx, "atoll.agent.v1.Agent", "PrepareSubPath", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

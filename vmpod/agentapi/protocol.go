@@ -17,4 +17,7 @@ const (
 	FeatureDisks = "disks"
 	// FeatureXFS: they may have xfs.
 	FeatureXFS = "xfs"
+	// FeatureSubPaths: the call PrepareSubPath. Without it a sub-path is first
+	// looked at in CreateContainer.
+	FeatureSubPaths = "subpaths"
 )

@@ -163,7 +163,7 @@ func uptime() int64 {
 
 // features are words for what this kernel can do.
 func features() []string {
-	out := []string{agentapi.FeatureDisks}
+	out := []string{agentapi.FeatureDisks, agentapi.FeatureSubPaths}
 	known, _ := os.ReadFile("/proc/filesystems")
 	if modules, _ := modulesIn("/modules/xfs"); len(modules) > 0 || strings.Contains(string(known), "\txfs\n") {
 		out = append(out, agentapi.FeatureXFS)

@@ -270,12 +270,9 @@ func (a *agent) bindMounts(ctx context.Context, c *container) error {
 // place of ours while we hold it open, so that what was checked is what is
 // mounted.
 func (a *agent) volumeSource(_ context.Context, c *container, i int, m *agentapi.VolumeMount) (string, error) {
-	v, ok := a.volume(m.Volume)
-	if !ok {
-		return "", fmt.Errorf("it is not in this VM; AddVolume first: %w", errdefs.ErrNotFound)
-	}
-	if v.root == "" {
-		return "", fmt.Errorf("it is a raw device and cannot be mounted: %w", errdefs.ErrFailedPrecondition)
+	v, err := a.mountable(m.Volume)
+	if err != nil {
+		return "", err
 	}
 	if m.SubPath == "" {
 		return v.root, nil

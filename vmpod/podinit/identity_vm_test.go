@@ -96,6 +96,7 @@ func (g guestOps) everyCall() map[string]error {
 	first := func(_ any, err error) error { return err }
 	out["AddVolume"] = first(g.AddVolume(g.ctx, &agentapi.AddVolumeRequest{Id: "v"}))
 	out["RemoveVolume"] = first(g.RemoveVolume(g.ctx, &agentapi.RemoveVolumeRequest{Id: "v"}))
+	out["PrepareSubPath"] = first(g.PrepareSubPath(g.ctx, &agentapi.PrepareSubPathRequest{Volume: "v", SubPath: "s"}))
 	out["CreateContainer"] = first(g.CreateContainer(g.ctx, &agentapi.CreateContainerRequest{Id: "c", Spec: mustJSON(g.t, ociSpec("true")), ImageDisk: "img"}))
 	out["StartProcess"] = first(g.StartProcess(g.ctx, &agentapi.StartProcessRequest{ContainerId: "c"}))
 	out["StartProcess of an exec"] = first(g.StartProcess(g.ctx, &agentapi.StartProcessRequest{ContainerId: "c", ExecId: "e", Process: mustJSON(g.t, &specs.Process{Args: []string{"true"}})}))

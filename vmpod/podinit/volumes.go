@@ -75,6 +75,18 @@ func (a *agent) volume(id string) (*volume, bool) {
 	return v, ok
 }
 
+// mountable finds a volume that has a directory.
+func (a *agent) mountable(id string) (*volume, error) {
+	v, ok := a.volume(id)
+	if !ok {
+		return nil, fmt.Errorf("it is not in this VM; AddVolume first: %w", errdefs.ErrNotFound)
+	}
+	if v.root == "" {
+		return nil, fmt.Errorf("it is a raw device and cannot be mounted: %w", errdefs.ErrFailedPrecondition)
+	}
+	return v, nil
+}
+
 func (v *volume) create(r *agentapi.AddVolumeRequest, shift int) error {
 	if err := os.MkdirAll(v.root, 0o755); err != nil {
 		return err
@@ -163,104 +175,4 @@ func (a *agent) RemoveVolume(ctx context.Context, r *agentapi.RemoveVolumeReques
 func (c *container) uses(volume string) bool {
 	return slices.ContainsFunc(c.request.Mounts, func(m *agentapi.VolumeMount) bool { return m.Volume == volume }) ||
 		slices.ContainsFunc(c.request.Devices, func(d *agentapi.VolumeDevice) bool { return d.Volume == volume })
-}
-
-// openSubPath opens what is to be mounted of a volume. It resolves below the
-// volume's root alone; directories that are missing are made with the mode
-// of the root (and so with the fsGroup's bits). The caller closes the file.
-func openSubPath(root, sub string) (*os.File, error) {
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	fd, err := openBeneath(dir, sub, unix.O_PATH)
-	if errors.Is(err, unix.ENOENT) {
-		if err := makeBeneath(dir, sub); err != nil {
-			return nil, fmt.Errorf("make sub-path %q: %w", sub, err)
-		}
-		fd, err = openBeneath(dir, sub, unix.O_PATH)
-	}
-	if err != nil {
-		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
-			return nil, fmt.Errorf("sub-path %q leads out of the volume: %w", sub, errdefs.ErrInvalidArgument)
-		}
-		return nil, fmt.Errorf("sub-path %q: %w", sub, err)
-	}
-	return os.NewFile(uintptr(fd), filepath.Join(root, sub)), nil
-}
-
-// openImageDirectory opens a directory of an image, for a volume: nothing is
-// made, and a single file is refused, as by other runtimes (KEP-4639).
-func openImageDirectory(root, sub string) (*os.File, error) {
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	fd, err := openBeneath(dir, sub, unix.O_PATH|unix.O_DIRECTORY)
-	switch {
-	case err == nil:
-		return os.NewFile(uintptr(fd), filepath.Join(root, sub)), nil
-	case errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("the image has no directory %q: %w", sub, errdefs.ErrNotFound)
-	case errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("%q is no directory of the image; single files cannot be mounted: %w", sub, errdefs.ErrInvalidArgument)
-	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("sub-path %q leads out of the image: %w", sub, errdefs.ErrInvalidArgument)
-	}
-	return nil, fmt.Errorf("sub-path %q: %w", sub, err)
-}
-
-func openBeneath(dir int, sub string, flags uint64) (int, error) {
-	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
-	for {
-		fd, err := unix.Openat2(dir, sub, &how)
-		if err != unix.EAGAIN && err != unix.EINTR { // a rename was in the way
-			return fd, err
-		}
-	}
-}
-
-// makeBeneath makes the directories of sub, one by one, each below the one
-// that was opened before, so that nothing can be swapped in between.
-func makeBeneath(dir int, sub string) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(dir, &st); err != nil {
-		return err
-	}
-	parent := filepath.Dir(sub)
-	at, name := dir, filepath.Base(sub)
-	if parent != "." && parent != "/" {
-		fd, err := openBeneath(dir, parent, unix.O_PATH|unix.O_DIRECTORY)
-		if errors.Is(err, unix.ENOENT) {
-			if err := makeBeneath(dir, parent); err != nil {
-				return err
-			}
-			fd, err = openBeneath(dir, parent, unix.O_PATH|unix.O_DIRECTORY)
-		}
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		at = fd
-	}
-	if name == ".." || name == "." || name == "/" {
-		return unix.EXDEV
-	}
-	if err := unix.Mkdirat(at, name, 0o700); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return nil
-		}
-		return err
-	}
-	fd, err := openBeneath(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.Fchown(fd, -1, int(st.Gid)); err != nil && os.Geteuid() == 0 {
-		return err
-	}
-	return unix.Fchmod(fd, st.Mode&0o7777)
 }
