@@ -97,6 +97,11 @@ const (
 
 	PlugVolumeNodeAdded Point = "qemu/plug/volume-node-added"
 
+	DiskCopyTarget  Point = "qemu/copy/target-added"
+	DiskCopyMapped  Point = "qemu/copy/data-mapped"
+	DiskCopyStarted Point = "qemu/copy/job-started"
+	DiskCopyEnded   Point = "qemu/copy/job-ended"
+
 	QuitIntended     Point = "qemu/stop/intent-recorded"
 	QuitGone         Point = "qemu/stop/process-gone"
 	QuitRecorded     Point = "qemu/stop/exit-recorded"
@@ -205,10 +210,11 @@ var All = []Point{
 }
 
 // Volumes are the points that a pod meets only with volumes. Those of copies and
-// snapshots the crash matrix leaves to the tests of storage/local.
+// snapshots the crash matrix leaves to the tests of storage/local and vmpod/qemu.
 var Volumes = []Point{
 	PlugVolumeNodeAdded,
 	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
+	DiskCopyTarget, DiskCopyMapped, DiskCopyStarted, DiskCopyEnded,
 	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
 	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskRecorded, DiskResized, DiskUnmounted, DiskDetached,
 }
