@@ -107,7 +107,7 @@ func TestThePlanHasEveryPoint(t *testing.T) {
 			planned[v.point] = true
 		}
 	}
-	elsewhere := at(fp.VolumeCopyIntended, fp.VolumeCopied, fp.VolumeOverlayIntended, fp.VolumeOverlayMade, fp.VolumeOverlaid, fp.SnapshotCopied, fp.SnapshotReady,
+	elsewhere := at(fp.VolumeCopyIntended, fp.VolumeCopied, fp.VolumeOverlayIntended, fp.VolumeOverlayMade, fp.VolumeOverlaid, fp.SnapshotCopied, fp.SnapshotReady, fp.VolumeTopIntended, fp.VolumeLiveCopied,
 		fp.DiskCopyTarget, fp.DiskCopyMapped, fp.DiskCopyStarted, fp.DiskCopyEnded)
 	for _, p := range elsewhere { // storage/local and vmpod/qemu kill a process at these
 		planned[p.point] = true

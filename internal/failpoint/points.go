@@ -156,6 +156,8 @@ const (
 	VolumeOverlayIntended Point = "volume/overlay/intent-recorded"
 	VolumeOverlayMade     Point = "volume/overlay/file-made"
 	VolumeOverlaid        Point = "volume/overlay/source-recorded"
+	VolumeTopIntended     Point = "volume/live/intent-recorded"
+	VolumeLiveCopied      Point = "volume/live/copied"
 	VolumeReady           Point = "volume/create/recorded"
 	SnapshotCopied        Point = "volume/snapshot/file-made"
 	SnapshotReady         Point = "volume/snapshot/recorded"
@@ -213,7 +215,7 @@ var All = []Point{
 // snapshots the crash matrix leaves to the tests of storage/local and vmpod/qemu.
 var Volumes = []Point{
 	PlugVolumeNodeAdded,
-	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
+	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeTopIntended, VolumeLiveCopied, VolumeReady,
 	DiskCopyTarget, DiskCopyMapped, DiskCopyStarted, DiskCopyEnded,
 	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
 	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskRecorded, DiskResized, DiskUnmounted, DiskDetached,
