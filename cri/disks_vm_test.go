@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,8 +37,10 @@ func newVolumeRoom(t *testing.T) *volumeRoom {
 		}
 	}
 	var err error
-	r.disks, err = local.OpenDisks(t.Context(), local.DisksConfig{Host: "node-1", StateDir: filepath.Join(r.h.dir, "volumes"), Datastores: []local.Datastore{{
-		Name: "ds", Path: store, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "plain"}}, {Policy: storage.Policy{Name: "sealed", Encrypted: true}, KeyFile: key}},
+	r.disks, err = local.OpenDisks(t.Context(), local.DisksConfig{Host: "node-1", StateDir: filepath.Join(r.h.dir, "volumes"), Live: liveCopier{r.h.driver}, Datastores: []local.Datastore{{
+		Name: "ds", Path: store, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "plain"}}, {Policy: storage.Policy{Name: "sealed", Encrypted: true}, KeyFile: key},
+			{Policy: storage.Policy{Name: "slow", BytesPerSecond: 2 << 20}},
+		},
 	}}})
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +50,21 @@ func newVolumeRoom(t *testing.T) *volumeRoom {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// liveCopier finds the VM that is to copy a volume, as spherelet does.
+type liveCopier struct{ driver vmpod.Driver }
+
+func (l liveCopier) CopyDisk(ctx context.Context, vm, diskID string, to *os.File, progress func(done, total int64)) error {
+	id, err := vmpod.ParseID(vm)
+	if err != nil {
+		return err
+	}
+	m, err := l.driver.Open(ctx, id)
+	if err != nil {
+		return err
+	}
+	return m.(vmpod.DiskCopier).CopyDisk(ctx, diskID, to, progress)
 }
 
 func (r *volumeRoom) serve(t *testing.T) {
@@ -67,7 +85,13 @@ func (r *volumeRoom) claim(t *testing.T, name, policy string, bytes int64, rec v
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec.VolumeID = v.ID
+	return v.ID, r.publish(t, name, v.ID, rec)
+}
+
+// publish gives the pod a volume that is there.
+func (r *volumeRoom) publish(t *testing.T, name, id string, rec vmpod.DiskRecord) (dir string) {
+	t.Helper()
+	rec.VolumeID = id
 	record := vmpod.VolumeRecord{Kind: vmpod.VolumeDisk, Disk: &rec}
 	if rec.Block {
 		dir = filepath.Join(r.h.dir, "kubelet/pods", podUID, "volumeDevices/kubernetes.io~csi", name)
@@ -81,7 +105,7 @@ func (r *volumeRoom) claim(t *testing.T, name, policy string, bytes int64, rec v
 		if err := os.Symlink(file, dir); err != nil {
 			t.Fatal(err)
 		}
-		return v.ID, dir
+		return dir
 	}
 	dir = filepath.Join(r.h.dir, "kubelet/pods", podUID, "volumes/kubernetes.io~csi", name, "mount")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -90,7 +114,7 @@ func (r *volumeRoom) claim(t *testing.T, name, policy string, bytes int64, rec v
 	if err := vmpod.WriteVolumeRecord(dir, record); err != nil {
 		t.Fatal(err)
 	}
-	return v.ID, dir
+	return dir
 }
 
 // pod runs a pod, the attempt-th, with the volumes.

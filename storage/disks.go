@@ -27,6 +27,8 @@ import (
 //	                       or that is smaller than the source
 //	ErrResourceExhausted   no room now
 //	ErrFailedPrecondition  in use: by a VM (HeldError), or by what was made from it
+//	ErrAborted             what was asked for is under way, and goes on: the same
+//	                       call later finds it done, or says how far it is
 //	ErrDataLoss            a file or record that is not what it should be;
 //	                       nothing is deleted, formatted or repaired
 //	ErrUnavailable         unknown: a datastore that is not mounted, a vCenter

@@ -193,7 +193,7 @@ func freeVolumes(ctx context.Context, cfg *v1alpha1.SphereletConfiguration, p co
 	if _, err := os.Stat(p.VolumeState); errors.Is(err, fs.ErrNotExist) {
 		return nil // there never was one
 	}
-	disks, err := openVolumes(ctx, cfg, p)
+	disks, err := openVolumes(ctx, cfg, p, nil)
 	if err != nil || disks == nil {
 		return err
 	}

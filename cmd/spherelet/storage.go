@@ -20,14 +20,16 @@ import (
 	"github.com/openatoll/atoll/storage/csi"
 	"github.com/openatoll/atoll/storage/csi/controllers"
 	"github.com/openatoll/atoll/storage/local"
+	"github.com/openatoll/atoll/vmpod"
 )
 
-// openVolumes opens the datastores of the configuration; nil without any.
-func openVolumes(ctx context.Context, c *v1alpha1.SphereletConfiguration, p config.Paths) (storage.Disks, error) {
+// openVolumes opens the datastores of the configuration; nil without any. The VMs
+// of vms, nil if there are none, copy the volumes that they write to.
+func openVolumes(ctx context.Context, c *v1alpha1.SphereletConfiguration, p config.Paths, vms local.LiveCopier) (storage.Disks, error) {
 	if c.Storage.Disabled || len(c.Storage.Datastores) == 0 {
 		return nil, nil
 	}
-	dc := local.DisksConfig{Host: c.NodeName, StateDir: p.VolumeState, Log: slog.Default()}
+	dc := local.DisksConfig{Host: c.NodeName, StateDir: p.VolumeState, Live: vms, Log: slog.Default()}
 	for _, d := range c.Storage.Datastores {
 		store := local.Datastore{Name: d.Name, Path: d.Path, MountPoint: d.MountPoint, Shared: d.Shared, Format: d.Format}
 		for _, p := range d.Policies {
@@ -50,6 +52,25 @@ func openVolumes(ctx context.Context, c *v1alpha1.SphereletConfiguration, p conf
 	}
 	go disks.KeepAlive(ctx)
 	return disks, nil
+}
+
+// liveCopier finds the VM that has a volume among a driver's.
+type liveCopier struct{ driver vmpod.Driver }
+
+func (l liveCopier) CopyDisk(ctx context.Context, vm, diskID string, to *os.File, progress func(done, total int64)) error {
+	id, err := vmpod.ParseID(vm)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	m, err := l.driver.Open(ctx, id)
+	if err != nil {
+		return err
+	}
+	copier, ok := m.(vmpod.DiskCopier)
+	if !ok {
+		return fmt.Errorf("this hypervisor cannot copy the disks of a running VM: %w", errdefs.ErrNotFound)
+	}
+	return copier.CopyDisk(ctx, diskID, to, progress)
 }
 
 func policyOf(p v1alpha1.DatastorePolicy) (local.DatastorePolicy, error) {

@@ -160,7 +160,7 @@ func (h *host) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.volumes, err = openVolumes(ctx, h.cfg, h.paths); err != nil {
+	if h.volumes, err = openVolumes(ctx, h.cfg, h.paths, liveCopier{h.driver}); err != nil {
 		return err
 	}
 	byDefault, err := resource.ParseQuantity(h.cfg.Hypervisor.EphemeralDefault)

@@ -107,8 +107,9 @@ func TestThePlanHasEveryPoint(t *testing.T) {
 			planned[v.point] = true
 		}
 	}
-	elsewhere := at(fp.VolumeCopyIntended, fp.VolumeCopied, fp.VolumeOverlayIntended, fp.VolumeOverlayMade, fp.VolumeOverlaid, fp.SnapshotCopied, fp.SnapshotReady)
-	for _, p := range elsewhere { // storage/local kills a process at these
+	elsewhere := at(fp.VolumeCopyIntended, fp.VolumeCopied, fp.VolumeOverlayIntended, fp.VolumeOverlayMade, fp.VolumeOverlaid, fp.SnapshotCopied, fp.SnapshotReady, fp.VolumeTopIntended, fp.VolumeLiveCopied,
+		fp.DiskCopyTarget, fp.DiskCopyMapped, fp.DiskCopyStarted, fp.DiskCopyEnded)
+	for _, p := range elsewhere { // storage/local and vmpod/qemu kill a process at these
 		planned[p.point] = true
 	}
 	for _, p := range slices.Concat(fp.All, fp.Volumes) {

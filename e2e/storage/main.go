@@ -4,7 +4,7 @@
 //	go run ./e2e/storage                         all of it
 //	go run ./e2e/storage -focus 'volume-expand'  a part
 //	go run ./e2e/storage -continue -timeout 6m   what has no result yet, for so long
-//	go run ./e2e/storage -xfs                    what needs files that share blocks
+//	go run ./e2e/storage -xfs -focus snapshot    a part, on files that share blocks
 //
 // It builds the suite and its images, brings an isolated cluster up, and works
 // inside that cluster's network namespace: a registry on loopback and the suite.
@@ -50,12 +50,9 @@ func parseOptions() options {
 	flag.BoolVar(&o.all, "all", false, "run the excluded specs as well")
 	flag.BoolVar(&o.resume, "continue", false, "leave out what has a result, other than a failure that is not known")
 	flag.BoolVar(&o.built, "built", false, "compile nothing: -build has the suite")
-	flag.BoolVar(&o.xfs, "xfs", false, "have the cluster's data on an XFS of its own, and run the specs that need files which share blocks; they are left out otherwise")
+	flag.BoolVar(&o.xfs, "xfs", false, "have the cluster's data on an XFS of its own, whose files share blocks")
 	flag.BoolVar(&o.tableOnly, "table-only", false, "run nothing: write the table of the results there are")
 	flag.Parse()
-	if o.xfs && o.focus == "" {
-		o.focus = sharing
-	}
 	return o
 }
 

@@ -3,8 +3,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -99,21 +97,6 @@ func TestContinue(t *testing.T) {
 	for part, want := range map[string]bool{"works": true, "breaks": false, "volume-odd": true, "says why": true, "had no time": false} {
 		if strings.Contains(got, part) != want {
 			t.Errorf("%q is left out: %v, want %v", part, !want, want)
-		}
-	}
-}
-
-// What needs files that share blocks is not run where they may not.
-func TestSharingHasItsOwnRun(t *testing.T) {
-	for _, name := range []string{
-		"[Testpattern: Dynamic Snapshot (delete policy)] snapshottable-stress [Feature:VolumeSnapshotDataSource] should support snapshotting of many volumes repeatedly",
-		"[Testpattern: Dynamic PV (ext4)] multiVolume [Slow] should concurrently access the volume and its clone from pods on the same node",
-	} {
-		for focus, want := range map[string]bool{"": true, sharing: false} {
-			left := slices.ContainsFunc(skipped(options{focus: focus}, &results{}), func(e string) bool { return regexp.MustCompile(e).MatchString(suiteName + name) })
-			if left != want {
-				t.Errorf("with focus %q %q is left out: %v, want %v", focus, name, left, want)
-			}
 		}
 	}
 }

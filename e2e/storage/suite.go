@@ -53,9 +53,6 @@ func skipped(o options, before *results) []string {
 			skip = append(skip, e.spec)
 		}
 	}
-	if o.focus == "" {
-		skip = append(skip, sharing)
-	}
 	if o.resume {
 		for _, s := range before.Specs {
 			if s.settled() {

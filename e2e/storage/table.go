@@ -15,10 +15,9 @@ Kubernetes v1.36.3, on ` + "`csi.atoll.dev`" + ` in a cluster that ` + "`atoll u
 up: one node, pods in emulated guests (TCG), default class. What the suite is told of
 the driver is ` + "`e2e/storage/driver.yaml`" + `. Its images are built from source and served on
 loopback: busybox is Debian's; agnhost is upstream's; of nginx and glibc-dns-testing the
-specs run the shell alone, so those two are busybox as well. Specs that clone or
-snapshot volumes while pods write to them (snapshottable-stress, "the volume and its
-clone") run with the datastore on XFS, whose files share blocks; all others with it in
-the system's directory for temporary files.
+specs run the shell alone, so those two are busybox as well. The
+datastore is in the system's directory for temporary files; on ext4, whose files share
+no blocks, volumes that pods write to are copied by their VMs.
 
 `
 

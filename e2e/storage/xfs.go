@@ -12,11 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharing matches the specs that clone or snapshot volumes while pods write to
-// them. That takes a datastore whose files can share blocks: they have a run of
-// their own, on XFS.
-const sharing = `snapshottable-stress|concurrently access the volume and its clone`
-
 // xfsBytes is the size of that XFS, which is as small as what is in it.
 const xfsBytes = 32 << 30
 

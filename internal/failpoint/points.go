@@ -97,6 +97,11 @@ const (
 
 	PlugVolumeNodeAdded Point = "qemu/plug/volume-node-added"
 
+	DiskCopyTarget  Point = "qemu/copy/target-added"
+	DiskCopyMapped  Point = "qemu/copy/data-mapped"
+	DiskCopyStarted Point = "qemu/copy/job-started"
+	DiskCopyEnded   Point = "qemu/copy/job-ended"
+
 	QuitIntended     Point = "qemu/stop/intent-recorded"
 	QuitGone         Point = "qemu/stop/process-gone"
 	QuitRecorded     Point = "qemu/stop/exit-recorded"
@@ -151,6 +156,8 @@ const (
 	VolumeOverlayIntended Point = "volume/overlay/intent-recorded"
 	VolumeOverlayMade     Point = "volume/overlay/file-made"
 	VolumeOverlaid        Point = "volume/overlay/source-recorded"
+	VolumeTopIntended     Point = "volume/live/intent-recorded"
+	VolumeLiveCopied      Point = "volume/live/copied"
 	VolumeReady           Point = "volume/create/recorded"
 	SnapshotCopied        Point = "volume/snapshot/file-made"
 	SnapshotReady         Point = "volume/snapshot/recorded"
@@ -205,10 +212,11 @@ var All = []Point{
 }
 
 // Volumes are the points that a pod meets only with volumes. Those of copies and
-// snapshots the crash matrix leaves to the tests of storage/local.
+// snapshots the crash matrix leaves to the tests of storage/local and vmpod/qemu.
 var Volumes = []Point{
 	PlugVolumeNodeAdded,
-	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeReady,
+	VolumeIntended, VolumeFileMade, VolumeCopyIntended, VolumeCopied, VolumeOverlayIntended, VolumeOverlayMade, VolumeOverlaid, VolumeTopIntended, VolumeLiveCopied, VolumeReady,
+	DiskCopyTarget, DiskCopyMapped, DiskCopyStarted, DiskCopyEnded,
 	SnapshotCopied, SnapshotReady, VolumeLeased, VolumeGrowing, VolumeGrown, VolumeLeaseEnded, VolumeDeleting, VolumeFilesErased, VolumeErased,
 	DiskNoted, DiskAttached, DiskPlugged, DiskFilled, DiskMounted, DiskRecorded, DiskResized, DiskUnmounted, DiskDetached,
 }

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,27 +33,35 @@ type DisksConfig struct {
 	Datastores []Datastore
 	// BootID is the host's; by default the kernel's.
 	BootID string
-	Log    *slog.Logger
+	// Live copies volumes that VMs of this host write to; nil: they are copied
+	// when nobody does, where the file system shares no blocks.
+	Live LiveCopier
+	Log  *slog.Logger
 }
 
 // Disks implements storage.Disks on a host's datastores. Files of thin volumes
 // are sparse; snapshots and clones share blocks where the file system can
-// (XFS, btrfs), are overlays in a datastore of format qcow2, and else copies,
-// which cannot be taken while a VM writes. A thick volume never shares its own
-// blocks; a snapshot of one does, so that space for what is written after it
-// comes from what is free.
+// (XFS, btrfs), are overlays in a datastore of format qcow2, and else copies.
+// While a VM writes, blocks are shared, or the VM copies (DisksConfig.Live). A
+// thick volume never shares its own blocks; a snapshot of one does, so that space
+// for what is written after it comes from what is free.
 type Disks struct {
 	cfg    DisksConfig
 	filer  filer
 	log    *slog.Logger
 	stores *stores
+
+	life   context.Context // of acts
+	actsMu sync.Mutex
+	acts   map[string]*act // by the ID of what is made
 }
 
 var _ storage.Disks = (*Disks)(nil)
 
 // OpenDisks reads which datastores there are. One that is away is no error: it
 // is looked for again whenever it is needed. What acts of this host that died
-// have left is finished or undone.
+// have left is finished or undone. Copies go on when the calls that asked for
+// them have ended, until ctx ends.
 func OpenDisks(ctx context.Context, c DisksConfig) (*Disks, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -70,7 +79,7 @@ func OpenDisks(ctx context.Context, c DisksConfig) (*Disks, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("datastores: %w", err)
 	}
-	x := &Disks{cfg: c, log: c.Log, stores: &stores{cfg: c, known: map[string]*datastore{}}}
+	x := &Disks{cfg: c, log: c.Log, stores: &stores{cfg: c, known: map[string]*datastore{}}, life: ctx, acts: map[string]*act{}}
 	x.filer.qemuImg, _ = exec.LookPath("qemu-img") // needed by some volumes alone
 	x.filer.qemuIO, _ = exec.LookPath("qemu-io")
 	if err := x.Renew(ctx); err != nil {
@@ -169,7 +178,21 @@ func (x *Disks) create(ctx context.Context, c storage.Claim) (none storage.Volum
 	if err != nil {
 		return none, err
 	}
-	return x.make(ctx, d, c, from)
+	if from == nil {
+		return x.make(ctx, d, c, nil, nil)
+	}
+	id := volumeID(d.id, c.Name)
+	if err := x.act(ctx, id, func(ctx context.Context, a *act) error {
+		_, err := x.make(ctx, d, c, from, a)
+		return err
+	}); err != nil {
+		return none, err
+	}
+	v, found, err := x.existing(ctx, d, c)
+	if err == nil && !found {
+		err = fmt.Errorf("it was deleted as soon as it was there: %w", errdefs.ErrUnavailable)
+	}
+	return v, err
 }
 
 func checkClaim(c storage.Claim) error {
@@ -208,6 +231,9 @@ func (x *Disks) existing(ctx context.Context, d *datastore, c storage.Claim) (no
 	}
 	if r.State != ready {
 		// Another call is about it, or one that died was.
+		if err := x.awaitAct(ctx, id); err != nil {
+			return none, false, err
+		}
 		l, err := take(ctx, root, objectLock(id))
 		if err != nil {
 			return none, false, err
@@ -268,7 +294,7 @@ func choose(candidates []*datastore, c storage.Claim) (*datastore, error) {
 }
 
 // make records the intent, makes the file and says that it is whole.
-func (x *Disks) make(ctx context.Context, d *datastore, c storage.Claim, from *record) (none storage.Volume, err error) {
+func (x *Disks) make(ctx context.Context, d *datastore, c storage.Claim, from *record, a *act) (none storage.Volume, err error) {
 	p, _ := d.policy(c.Policy)
 	key, err := d.key(p, c.Key)
 	if err != nil {
@@ -301,7 +327,7 @@ func (x *Disks) make(ctx context.Context, d *datastore, c storage.Claim, from *r
 	if from == nil {
 		err = x.makeEmpty(ctx, d, root, r, key)
 	} else {
-		err = x.makeFrom(ctx, d, root, &r, from.ID)
+		err = x.makeFrom(ctx, d, root, &r, from.ID, a)
 	}
 	if err == nil {
 		r.State, r.By, r.Makes = ready, "", nil
@@ -391,7 +417,7 @@ func readKey(path string) (storage.Key, error) {
 // explain gives errors without a class the one that fits.
 func explain(act string, err error) error {
 	for _, class := range []error{errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrOutOfRange, errdefs.ErrResourceExhausted,
-		errdefs.ErrFailedPrecondition, errdefs.ErrDataLoss, errdefs.ErrUnavailable, context.Canceled, context.DeadlineExceeded} {
+		errdefs.ErrFailedPrecondition, errdefs.ErrAborted, errdefs.ErrDataLoss, errdefs.ErrUnavailable, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, class) {
 			return fmt.Errorf("%s: %w", act, err)
 		}

@@ -153,6 +153,9 @@ func (x *Disks) Delete(ctx context.Context, id string) error {
 }
 
 func (x *Disks) delete(ctx context.Context, id string) error {
+	if err := x.endAct(ctx, id); err != nil {
+		return err
+	}
 	d, root, r, l, err := x.lockGone(ctx, id, "v")
 	if err != nil || r == nil {
 		return err

@@ -39,6 +39,15 @@ func (a doomed) do(ctx context.Context, d *Disks) error {
 		_, err = d.Create(ctx, storage.Claim{Name: "new", Policy: "thin", Source: &storage.Source{VolumeID: old.ID}})
 	case "snapshot":
 		_, err = d.Snapshot(ctx, old.ID, "snap", nil)
+	case "live clone", "live snapshot":
+		if _, err = d.Attach(ctx, old.ID, holder(d.cfg.Host), storage.AttachOptions{}); err != nil {
+			break
+		}
+		if a.Act == "live clone" {
+			_, err = d.Create(ctx, storage.Claim{Name: "new", Policy: "thin", Source: &storage.Source{VolumeID: old.ID}})
+		} else {
+			_, err = d.Snapshot(ctx, old.ID, "snap", nil)
+		}
 	case "expand":
 		_, err = d.Expand(ctx, old.ID, 8*mib)
 	case "attach":
@@ -76,6 +85,7 @@ func TestMain(m *testing.M) {
 	err := json.Unmarshal([]byte(arg), &a)
 	if err == nil {
 		var d *Disks
+		a.Config.Live = &fakeVMs{base: a.Config}
 		if d, err = OpenDisks(context.Background(), a.Config); err == nil {
 			err = a.do(context.Background(), d)
 		}
@@ -116,6 +126,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 		{"clone", "qcow2", []failpoint.Point{failpoint.VolumeOverlayIntended, failpoint.VolumeOverlayMade, failpoint.VolumeOverlaid, failpoint.VolumeCopied}},
 		{"snapshot", "raw", []failpoint.Point{failpoint.VolumeCopyIntended, failpoint.SnapshotCopied, failpoint.SnapshotReady}},
 		{"snapshot", "qcow2", []failpoint.Point{failpoint.VolumeOverlayIntended, failpoint.VolumeOverlayMade, failpoint.VolumeOverlaid, failpoint.SnapshotCopied, failpoint.SnapshotReady}},
+		{"live clone", "raw", []failpoint.Point{failpoint.VolumeCopyIntended, failpoint.VolumeLiveCopied, failpoint.VolumeCopied}},
+		{"live clone", "qcow2", []failpoint.Point{failpoint.VolumeTopIntended, failpoint.VolumeLiveCopied, failpoint.VolumeCopied}},
+		{"live snapshot", "raw", []failpoint.Point{failpoint.VolumeLiveCopied, failpoint.SnapshotCopied, failpoint.SnapshotReady}},
+		{"live snapshot", "qcow2", []failpoint.Point{failpoint.VolumeTopIntended, failpoint.VolumeLiveCopied, failpoint.SnapshotReady}},
 		{"expand", "raw", []failpoint.Point{failpoint.VolumeGrowing, failpoint.VolumeGrown}},
 		{"expand", "qcow2", []failpoint.Point{failpoint.VolumeGrowing, failpoint.VolumeGrown}},
 		{"attach", "raw", []failpoint.Point{failpoint.VolumeLeased}},
@@ -159,6 +173,7 @@ func killedAt(t *testing.T, bin, act, format string, point failpoint.Point) {
 		t.Fatalf("the process did not die at %s: %v\n%s", point, err, out)
 	}
 
+	cfg.Live = &fakeVMs{base: cfg}
 	d = openTest(t, cfg)
 	wantNoOrphans(t, d)
 	got, err := d.Get(t.Context(), old.ID)
@@ -196,11 +211,11 @@ func wantPrecious(t *testing.T, d *Disks, act, old string) {
 	t.Helper()
 	of := []string{old}
 	for _, id := range mustIDs(t, d) {
-		if act == "clone" && id != old {
+		if strings.HasSuffix(act, "clone") && id != old {
 			of = append(of, id)
 		}
 	}
-	if act == "snapshot" {
+	if strings.HasSuffix(act, "snapshot") {
 		s, err := d.ListSnapshots(t.Context(), old)
 		if err != nil || len(s) != 1 {
 			t.Fatalf("snapshots = %v, %v", s, err)

@@ -52,11 +52,16 @@ func (x *filer) makeDisk(ctx context.Context, d *datastore, root *os.Root, r rec
 	case storage.FormatLUKS:
 		return x.makeLUKS(ctx, d, root, r, key)
 	}
+	return x.makeQCOW2(ctx, d, root, r.Disk, r.Bytes, r.Thick)
+}
+
+// makeQCOW2 makes a qcow2 file that is all zeroes.
+func (x *filer) makeQCOW2(ctx context.Context, d *datastore, root *os.Root, f diskFile, bytes int64, thick bool) error {
 	options := "preallocation=off"
-	if r.Thick {
+	if thick {
 		options = "preallocation=falloc"
 	}
-	return x.create(ctx, d, root, r.Disk, "-o", options, "--", d.path(r.Disk.path()), strconv.FormatInt(r.Bytes, 10))
+	return x.create(ctx, d, root, f, "-o", options, "--", d.path(f.path()), strconv.FormatInt(bytes, 10))
 }
 
 // createFile makes a file that was not there, for its owner alone.
@@ -177,7 +182,7 @@ func run(ctx context.Context, key storage.Key, tool string, args ...string) erro
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil && strings.Contains(string(out), syscall.ENOSPC.Error()):
+	case err != nil && strings.Contains(strings.ToLower(string(out)), syscall.ENOSPC.Error()): // the C library begins it with a capital
 		return fmt.Errorf("%s: %w", strings.TrimSpace(string(out)), syscall.ENOSPC)
 	case err != nil:
 		return fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(string(out)))
@@ -299,7 +304,7 @@ func (d *datastore) reflink(dst, src *os.File) bool {
 const copyStep = 64 << 20
 
 // copySparse copies the data of src and leaves its holes.
-func copySparse(ctx context.Context, dst, src *os.File) error {
+func copySparse(ctx context.Context, dst, src *os.File, progress func(done, total int64)) error {
 	st, err := src.Stat()
 	if err != nil {
 		return err
@@ -307,19 +312,16 @@ func copySparse(ctx context.Context, dst, src *os.File) error {
 	if err := dst.Truncate(st.Size()); err != nil {
 		return err
 	}
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // nothing but a hole
-			return nil
-		}
-		if err != nil {
-			return &fs.PathError{Op: "seek", Path: src.Name(), Err: err}
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return &fs.PathError{Op: "seek", Path: src.Name(), Err: err}
-		}
-		for at = start; at < end; {
+	done, total := int64(0), int64(0)
+	err = eachData(src, func(start, end int64) error {
+		total += end - start
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return eachData(src, func(at, end int64) error {
+		for at < end {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -331,7 +333,28 @@ func copySparse(ctx context.Context, dst, src *os.File) error {
 			if n == 0 {
 				return fmt.Errorf("%s ends at %d while it is copied: %w", src.Name(), at, errdefs.ErrUnavailable)
 			}
-			at += int64(n)
+			at, done = at+int64(n), done+int64(n)
+			progress(done, total)
+		}
+		return nil
+	})
+}
+
+// eachData calls fn for the parts of a file that are no holes.
+func eachData(f *os.File, fn func(start, end int64) error) error {
+	for at := int64(0); ; {
+		start, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // nothing but a hole
+			return nil
+		}
+		if err != nil {
+			return &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
+		}
+		if at, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE); err != nil {
+			return &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
+		}
+		if err := fn(start, at); err != nil {
+			return err
 		}
 	}
 }

@@ -41,7 +41,7 @@ func (x *Disks) source(c storage.Claim) (*datastore, *record, error) {
 
 // makeFrom makes the file of a volume that begins as another volume or a
 // snapshot. The caller has the locks of both.
-func (x *Disks) makeFrom(ctx context.Context, d *datastore, root *os.Root, r *record, fromID string) error {
+func (x *Disks) makeFrom(ctx context.Context, d *datastore, root *os.Root, r *record, fromID string, a *act) error {
 	from, err := readRecord(root, fromID)
 	if err == nil && (from == nil || from.State != ready) {
 		err = fmt.Errorf("its source %s is not there: %w", fromID, errdefs.ErrNotFound)
@@ -57,8 +57,9 @@ func (x *Disks) makeFrom(ctx context.Context, d *datastore, root *os.Root, r *re
 	case !from.OwnKey && from.Encrypted && from.Policy != r.Policy:
 		return fmt.Errorf("a copy has the key of its source, that of policy %s: choose that policy: %w", from.Policy, errdefs.ErrInvalidArgument)
 	}
+	r.Bytes = max(r.Bytes, from.Bytes, from.Growing) // it may have grown since it was chosen
 	r.Disk = newFile(r.ID, from.Disk.Format)
-	if err := x.copyOf(ctx, d, root, r, from, r.Thick); err != nil {
+	if err := x.copyOf(ctx, d, root, r, from, r.Thick, a); err != nil {
 		return err
 	}
 	grown := *r
@@ -71,39 +72,40 @@ func (x *Disks) makeFrom(ctx context.Context, d *datastore, root *os.Root, r *re
 
 // copyOf records the intent and makes r.Disk what from is now; r gets from's
 // files below its own where it can share them.
-func (x *Disks) copyOf(ctx context.Context, d *datastore, root *os.Root, r, from *record, own bool) error {
+func (x *Disks) copyOf(ctx context.Context, d *datastore, root *os.Root, r, from *record, own bool, a *act) error {
 	if err := check(root, *from); err != nil {
 		return err
 	}
-	inUse := false
+	var u usage
 	if from.VolumeID == "" {
-		held, _, err := x.holding(root, from.ID)
-		if err != nil {
+		var err error
+		if u, err = x.usageOf(root, from); err != nil {
 			return err
 		}
-		open, err := opened(root, from.Disk.path())
-		if err != nil {
-			return err
-		}
-		inUse = open || held != nil && !held.ReadOnly
-		if !inUse {
+		if !u.open && !u.written() {
 			if err := x.settle(ctx, d, root, from); err != nil {
 				return err
 			}
 		}
 	}
-	if from.Disk.Format == storage.FormatQCOW2 {
-		return x.overlays(ctx, d, root, r, from, inUse)
+	switch {
+	case from.Disk.Format != storage.FormatQCOW2:
+	case u.written():
+		return x.copyTop(ctx, d, root, r, from, u, a)
+	case u.open:
+		return fmt.Errorf("a VM reads it, and qcow2 disks cannot be shared under one: detach the volume first: %w", errdefs.ErrFailedPrecondition)
+	default:
+		return x.overlays(ctx, d, root, r, from)
 	}
 	if err := r.write(root); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.VolumeCopyIntended)
-	return d.copyFile(ctx, root, r.Disk, from, inUse, own)
+	return x.copyFile(ctx, d, root, r.Disk, from, u, own, a)
 }
 
 // copyFile copies a raw or LUKS file. own: it shall share no block.
-func (d *datastore) copyFile(ctx context.Context, root *os.Root, to diskFile, from *record, inUse, own bool) (err error) {
+func (x *Disks) copyFile(ctx context.Context, d *datastore, root *os.Root, to diskFile, from *record, u usage, own bool, a *act) (err error) {
 	src, err := root.OpenFile(from.Disk.path(), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -123,26 +125,23 @@ func (d *datastore) copyFile(ctx context.Context, root *os.Root, to diskFile, fr
 			return err
 		}
 		err = unix.Fallocate(int(dst.Fd()), unix.FALLOC_FL_UNSHARE_RANGE, 0, st.Size())
-		if !errors.Is(err, unix.EOPNOTSUPP) || inUse {
+		if !errors.Is(err, unix.EOPNOTSUPP) {
 			return err
 		}
 		if err := dst.Truncate(0); err != nil {
 			return err
 		}
 	}
-	if inUse {
-		return fmt.Errorf("a VM writes to it, and the file system of datastore %s cannot share blocks (XFS and btrfs can): detach the volume first: %w", d.Name, errdefs.ErrFailedPrecondition)
+	if u.written() {
+		return x.copyLive(ctx, d, root, to, from, u, a)
 	}
-	return copySparse(ctx, dst, src)
+	return copySparse(ctx, dst, src, a.progress)
 }
 
 // overlays has r and from share files. A snapshot's file is never written
 // again; what a volume has becomes its and r's past, above which each has a
 // file of its own.
-func (x *Disks) overlays(ctx context.Context, d *datastore, root *os.Root, r, from *record, inUse bool) error {
-	if inUse {
-		return fmt.Errorf("a VM writes to it, and qcow2 disks cannot be shared under one: detach the volume first: %w", errdefs.ErrFailedPrecondition)
-	}
+func (x *Disks) overlays(ctx context.Context, d *datastore, root *os.Root, r, from *record) error {
 	if len(from.Backing)+2 > maxChain {
 		return fmt.Errorf("it consists of %d files already, one a snapshot or clone, and %d are the most: copy its data to a new volume: %w", len(from.Backing)+1, maxChain, errdefs.ErrFailedPrecondition)
 	}
@@ -201,54 +200,68 @@ func (x *Disks) takeSnapshot(ctx context.Context, id, name string, labels map[st
 	if err != nil {
 		return none, err
 	}
-	root, err := d.open()
+	sid := snapshotID(d.id, name)
+	err = x.act(ctx, sid, func(ctx context.Context, a *act) error { return x.makeSnapshot(ctx, d, sid, id, name, labels, a) })
 	if err != nil {
 		return none, err
 	}
+	s, found, err := x.existingSnapshot(id, name)
+	if err == nil && !found {
+		err = fmt.Errorf("it was deleted as soon as it was there: %w", errdefs.ErrUnavailable)
+	}
+	return s, err
+}
+
+// makeSnapshot takes the snapshot sid, unless it is there.
+func (x *Disks) makeSnapshot(ctx context.Context, d *datastore, sid, id, name string, labels map[string]string, a *act) error {
+	root, err := d.open()
+	if err != nil {
+		return err
+	}
 	defer root.Close()
-	sid := snapshotID(d.id, name)
 	l, err := take(ctx, root, objectLock(id), objectLock(sid))
 	if err != nil {
-		return none, err
+		return err
 	}
 	defer l.release()
 	if err := x.undo(root, sid); err != nil {
-		return none, err
+		return err
 	}
-	if s, found, err := x.existingSnapshot(id, name); found || err != nil {
-		return s, err
+	if _, found, err := x.existingSnapshot(id, name); found || err != nil {
+		return err
 	}
 	from, err := readRecord(root, id)
 	if err == nil && (from == nil || from.State != ready) {
 		err = noVolume(d, id)
 	}
 	if err != nil {
-		return none, err
+		return err
 	}
 	r := record{
 		ID: sid, Name: name, State: making, By: x.cfg.Host, Bytes: from.Bytes, VolumeID: id,
 		Policy: from.Policy, Encrypted: from.Encrypted, OwnKey: from.OwnKey, IOPS: from.IOPS, BytesPerSecond: from.BytesPerSecond,
 		Disk: newFile(sid, from.Disk.Format), Labels: maps.Clone(labels), CreatedAt: time.Now().UTC().Truncate(time.Second),
 	}
-	err = x.copyOf(ctx, d, root, &r, from, false)
+	err = x.copyOf(ctx, d, root, &r, from, false, a)
 	if err == nil {
 		failpoint.Hit(failpoint.SnapshotCopied)
-		err = x.finishSnapshot(root, &r, from)
+		err = x.finishSnapshot(root, &r)
 	}
 	if err != nil {
+		// Also when ctx is what ended. What cannot be undone now is later.
 		if uerr := x.undo(root, sid); uerr != nil {
 			x.log.Error("half a snapshot cannot be undone yet", "snapshot", sid, "err", uerr)
 		}
-		return none, err
+		return err
 	}
 	failpoint.Hit(failpoint.SnapshotReady)
 	x.log.Info("snapshot taken", "snapshot", sid, "volume", id, "name", name)
-	return d.snapshot(r), nil
+	return nil
 }
 
 // finishSnapshot says that it is whole, and how large it is: the volume may
 // have grown on the way.
-func (x *Disks) finishSnapshot(root *os.Root, r, from *record) error {
+func (x *Disks) finishSnapshot(root *os.Root, r *record) error {
 	f, err := root.OpenFile(r.Disk.path(), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -268,7 +281,9 @@ func (x *Disks) finishSnapshot(root *os.Root, r, from *record) error {
 		}
 		r.Bytes = st.Size() - offset
 	default:
-		r.Bytes = from.Bytes
+		if r.Bytes, err = qcow2Size(f); err != nil {
+			return err
+		}
 	}
 	r.State, r.By, r.Makes = ready, "", nil
 	return r.write(root)
@@ -334,6 +349,9 @@ func (x *Disks) ListSnapshots(ctx context.Context, volumeID string) ([]storage.S
 
 // DeleteSnapshot implements storage.Snapshots.
 func (x *Disks) DeleteSnapshot(ctx context.Context, id string) error {
+	if err := x.endAct(ctx, id); err != nil {
+		return explain("delete snapshot "+id, err)
+	}
 	_, root, r, l, err := x.lockGone(ctx, id, "s")
 	if err != nil {
 		return explain("delete snapshot "+id, err)

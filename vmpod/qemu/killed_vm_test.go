@@ -21,7 +21,7 @@ import (
 func startVictim(t *testing.T, cfg Config, s vmpod.Spec) (cmd *exec.Cmd, say func() string) {
 	t.Helper()
 	cfg.Logger = nil
-	b, err := json.Marshal(victim{cfg, s})
+	b, err := json.Marshal(victim{Config: cfg, Spec: s})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,8 @@ type Machine struct {
 	stalls    int       // how often a full datastore has paused it
 	awaiting  bool      // somebody waits for room to let it go on
 	devices   deviceTable
-	extent    *vmpod.Extent // what QEMU said last; nil before it was asked
+	copies    map[string]*diskCopy // by disk ID: those of this process
+	extent    *vmpod.Extent        // what QEMU said last; nil before it was asked
 	agent     *agentConn
 	removed   bool
 }

@@ -17,6 +17,9 @@ const victimEnv = "ATOLL_TEST_VICTIM"
 type victim struct {
 	Config Config
 	Spec   vmpod.Spec
+	// Disk is plugged and copied to the file CopyTo, if that is set.
+	Disk   vmpod.Disk
+	CopyTo string
 }
 
 func TestMain(m *testing.M) {
@@ -38,7 +41,11 @@ func beVictim(arg string) {
 	}
 	if err == nil {
 		fmt.Println("begin")
-		_, err = d.Launch(context.Background(), v.Spec)
+		var m vmpod.Machine
+		m, err = d.Launch(context.Background(), v.Spec)
+		if err == nil && v.CopyTo != "" {
+			err = copyTo(m.(*Machine), v.Disk, v.CopyTo)
+		}
 	}
 	if err != nil {
 		fmt.Println("failed:", err)
@@ -46,4 +53,16 @@ func beVictim(arg string) {
 	}
 	fmt.Println("launched")
 	select {}
+}
+
+func copyTo(m *Machine, d vmpod.Disk, path string) error {
+	if err := m.Plug(context.Background(), vmpod.Device{Disk: &d}); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return m.CopyDisk(context.Background(), d.ID, f, nil)
 }

@@ -197,6 +197,9 @@ func (m *Machine) resume(ctx context.Context, q *qmpConn) {
 	if err := m.reconcile(ctx, q); err != nil {
 		m.log.Warn("devices cannot be compared with QEMU's", "err", err)
 	}
+	if err := m.endLeftCopies(ctx, q); err != nil {
+		m.log.Warn("copies of volumes that an earlier process began cannot be ended", "err", err)
+	}
 	for _, e := range m.table().Shares {
 		m.watchServer(e)
 	}

@@ -190,6 +190,13 @@ func (m *Machine) Unplug(ctx context.Context, id string) error {
 
 func (m *Machine) unplug(ctx context.Context, id string) error {
 	m.plugging.Lock()
+	for m.copying(id) != nil {
+		m.plugging.Unlock() // the copy may be about to begin
+		if err := m.stopCopy(ctx, id); err != nil {
+			return err
+		}
+		m.plugging.Lock()
+	}
 	defer m.plugging.Unlock()
 	name := ""
 	t := m.table()
@@ -216,6 +223,9 @@ func (m *Machine) unplug(ctx context.Context, id string) error {
 	}
 	q, err := m.monitor(ctx)
 	if err != nil {
+		return err
+	}
+	if err := m.endCopy(ctx, q, id); err != nil { // a killed process's
 		return err
 	}
 	if err := removeDevice(ctx, q, name); err != nil {
@@ -302,8 +312,14 @@ func (m *Machine) reconcile(ctx context.Context, q *qmpConn) error {
 	return m.setTable(after)
 }
 
-// dropFDs takes back the descriptors that were handed over under a name.
-func dropFDs(ctx context.Context, q *qmpConn, opaque string) error {
+// A namedFDs is a set of descriptors that QEMU has, and how it was called when
+// it was handed over.
+type namedFDs struct {
+	id     int
+	opaque string
+}
+
+func fdsets(ctx context.Context, q *qmpConn) ([]namedFDs, error) {
 	var sets []struct {
 		ID  int `json:"fdset-id"`
 		FDs []struct {
@@ -311,11 +327,26 @@ func dropFDs(ctx context.Context, q *qmpConn, opaque string) error {
 		} `json:"fds"`
 	}
 	if err := q.run(ctx, "query-fdsets", nil, &sets); err != nil {
+		return nil, err
+	}
+	var found []namedFDs
+	for _, s := range sets {
+		if len(s.FDs) > 0 {
+			found = append(found, namedFDs{s.ID, s.FDs[0].Opaque})
+		}
+	}
+	return found, nil
+}
+
+// dropFDs takes back the descriptors that were handed over under a name.
+func dropFDs(ctx context.Context, q *qmpConn, opaque string) error {
+	sets, err := fdsets(ctx, q)
+	if err != nil {
 		return err
 	}
 	for _, s := range sets {
-		if len(s.FDs) > 0 && s.FDs[0].Opaque == opaque {
-			if err := q.run(ctx, "remove-fd", map[string]any{"fdset-id": s.ID}, nil); err != nil {
+		if s.opaque == opaque {
+			if err := q.run(ctx, "remove-fd", map[string]any{"fdset-id": s.id}, nil); err != nil {
 				return err
 			}
 		}

@@ -230,8 +230,16 @@ func (m *Machine) resizeDisk(ctx context.Context, diskID string, bytes int64) er
 	case bytes <= 0 || bytes%512 != 0:
 		return fmt.Errorf("want whole sectors: %w", errdefs.ErrInvalidArgument)
 	}
+	if m.copying(diskID) != nil {
+		return fmt.Errorf("it is being copied for a snapshot or a clone: it is resized when that is done: %w", errdefs.ErrUnavailable)
+	}
 	q, err := m.monitor(ctx)
 	if err != nil {
+		return err
+	}
+	// QEMU ends with an assertion when a node is resized above one that it copies
+	// (bdrv_dirty_bitmap_truncate): what a killed process left must be gone.
+	if err := m.endCopy(ctx, q, diskID); err != nil {
 		return err
 	}
 	has, err := nodeSize(ctx, q, nodeName(diskID))
@@ -240,7 +248,7 @@ func (m *Machine) resizeDisk(ctx context.Context, diskID string, bytes int64) er
 	}
 	err = q.run(ctx, "block_resize", map[string]any{"node-name": nodeName(diskID), "size": bytes}, nil)
 	var refused *qmpError
-	if errors.As(err, &refused) && strings.Contains(refused.Desc, unix.ENOSPC.Error()) {
+	if errors.As(err, &refused) && strings.Contains(strings.ToLower(refused.Desc), unix.ENOSPC.Error()) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
 	return err

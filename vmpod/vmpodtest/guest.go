@@ -192,6 +192,8 @@ func (k *Talk) Tell(command string) {
 //	readat SERIAL N  the line that begins at byte N of the disk
 //	write SERIAL N   writes N MiB to the disk and syncs: "ok" or "failed"
 //	mark SERIAL WORD writes the first line of the disk and syncs: "ok" or "failed"
+//	stamp SERIAL N   writes N into the N-th 4 KiB of the disk, then into the first,
+//	                 syncing each: "ok" or "failed"
 //	pour SERIAL N    writes N MiB that are not zeroes and syncs: the seconds since
 //	                 the boot before and after, "failed" for the first
 //	online           uses the CPUs and memory that were plugged: "ok"

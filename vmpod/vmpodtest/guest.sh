@@ -39,6 +39,11 @@ answer() {
 	readat) echo "$(tail -c +$(($3 + 1)) "$(disk $2)" | head -n 1 | tr -d '\0' | head -c 100)" ;;
 	write) dd if=/dev/zero of="$(disk $2)" bs=1M count=$3 conv=fsync 2>/dev/null && echo ok || echo failed ;;
 	mark) echo "$3" | dd of="$(disk $2)" conv=notrunc,fsync 2>/dev/null && echo ok || echo failed ;;
+	stamp) # into a block of its own, then into the first one
+		for at in $3 0; do
+			printf '%08d\n' $3 | dd of="$(disk $2)" bs=4096 seek=$at conv=notrunc,fsync 2>/dev/null || { echo failed; return; }
+		done
+		echo ok ;;
 	pour)
 		read begin rest </proc/uptime
 		yes atoll | head -c $(($3 << 20)) | dd of="$(disk $2)" bs=64k conv=notrunc,fsync 2>/dev/null || begin=failed
