@@ -80,7 +80,8 @@ func (r *faultRoom) pod(t *testing.T, uid string, attempt uint32) faultPod {
 	p.config.Labels[kubeletUIDLabel] = uid
 	p.config.LogDirectory = filepath.Join(r.h.dir, "logs", fmt.Sprint(uid, attempt))
 	if attempt == 0 {
-		r.Prepare(t.Context(), vmpod.Hint{Owner: vmpod.Owner{PodUID: uid}, CPUs: 1, Memory: 224 * mib, EphemeralBytes: 128 * mib, Images: []string{r.h.busybox}})
+		// A full disk on a tmpfs must fit into QEMU's cgroup beside RAM and overhead.
+		r.Prepare(t.Context(), vmpod.Hint{Owner: vmpod.Owner{PodUID: uid}, CPUs: 1, Memory: 224 * mib, EphemeralBytes: 64 * mib, Images: []string{r.h.busybox}})
 	}
 	resp, err := r.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p.config})
 	if err != nil {
