@@ -33,6 +33,9 @@ func Ensure(name string) (made bool, err error) {
 	if err := os.Remove(Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("network namespace %s: remove the stale %s: %w", name, Path(name), err)
 	}
+	if err := shareDirectory(filepath.Dir(Path(name))); err != nil {
+		return false, fmt.Errorf("make network namespace %s: %w", name, err)
+	}
 	err = onThread(func() error {
 		ns, err := netns.NewNamed(name) // enters it
 		if err != nil {
@@ -68,10 +71,61 @@ func Remove(name string) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount network namespace %s: %w", name, err)
 	}
-	if err := os.Remove(Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Remove(Path(name))
+	if errors.Is(err, unix.EBUSY) {
+		err = removeBeneath(Path(name))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	return nil
+}
+
+// shareDirectory makes the directory of network namespaces a shared mount on
+// itself, as ip-netns(8) and CNI do when they first need it. Whoever did that
+// later would hide the namespaces that are there. It stays, as theirs does:
+// others may have come to use it.
+func shareDirectory(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // not a mount yet
+		if err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", dir, err)
+	}
+	return nil
+}
+
+// removeBeneath removes a file on which something is mounted out of sight,
+// below what others have mounted on its directory since. The kernel refuses that
+// to those who have the mount, and takes the mount away when anyone else does it
+// (Linux 3.18): so it is done in a mount namespace that takes both off first.
+func removeBeneath(path string) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		for {
+			for unix.Unmount(path, unix.MNT_DETACH) == nil {
+			}
+			err := os.Remove(path)
+			if !errors.Is(err, unix.EBUSY) {
+				return err
+			}
+			if err := unix.Unmount(filepath.Dir(path), unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmount what hides it: %w", err)
+			}
+		}
+	})
 }
 
 func loopbackUp() error {

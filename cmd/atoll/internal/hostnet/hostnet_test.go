@@ -6,7 +6,11 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func needRoot(t *testing.T) {
@@ -52,6 +56,52 @@ func TestNamespaceLifecycle(t *testing.T) {
 	}
 	if ok, err := Exists(name); ok || err != nil {
 		t.Errorf("Exists after Remove = %v, %v", ok, err)
+	}
+}
+
+// TestRemoveBeneath has something mounted on a file, and then the directory on
+// itself, as ip-netns(8) does where that is not shared.
+func TestRemoveBeneath(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "netns")
+	path := filepath.Join(dir, "name")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil || unix.Unmount(path, unix.MNT_DETACH) == nil {
+		}
+	})
+	for _, m := range [][2]string{{"/proc/self/ns/net", path}, {dir, dir}} {
+		if err := unix.Mount(m[0], m[1], "none", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(path); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("remove what is mounted on, out of sight: %v", err)
+	}
+	if err := removeBeneath(path); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), path) {
+		t.Errorf("still mounted (%v):\n%s", err, mounts)
+	}
+}
+
+// TestShareDirectory wants namespaces to stay where they can be seen.
+func TestShareDirectory(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	for range 2 {
+		if err := shareDirectory(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if n := strings.Count(string(mounts), " "+dir+" "); err != nil || n != 1 {
+		t.Errorf("mounted %d times, want once (%v)", n, err)
 	}
 }
 
