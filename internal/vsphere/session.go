@@ -65,6 +65,7 @@ type Session struct {
 	mu         sync.Mutex
 	generation int // of logins; 0: none yet, or the last one was dropped
 	logins     int
+	next       chan struct{} // closed by the next login
 	about      types.AboutInfo
 	user       string // of the last login
 	refused    time.Time
@@ -93,7 +94,7 @@ func NewSession(c Config) (*Session, error) {
 	t.DialTLSContext = nil // govmomi's heeds no deadline
 	t.DialContext = (&net.Dialer{Timeout: 20 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	t.MaxIdleConnsPerHost = maxInFlight
-	s := &Session{config: c, slots: make(chan struct{}, maxInFlight), holdOff: loginHoldOff}
+	s := &Session{config: c, slots: make(chan struct{}, maxInFlight), holdOff: loginHoldOff, next: make(chan struct{})}
 	s.client = &vim25.Client{Client: sc, RoundTripper: s}
 	return s, nil
 }
@@ -142,6 +143,13 @@ func (s *Session) Logins() int {
 	return s.logins
 }
 
+// nextLogin is closed when there is another login than now.
+func (s *Session) nextLogin() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next
+}
+
 // Login logs in if that is needed.
 func (s *Session) Login(ctx context.Context) error {
 	_, err := s.ensure(ctx, -1)
@@ -173,6 +181,8 @@ func (s *Session) ensure(ctx context.Context, stale int) (int, error) {
 	}
 	s.logins++
 	s.generation = s.logins
+	close(s.next)
+	s.next = make(chan struct{})
 	return s.generation, nil
 }
 

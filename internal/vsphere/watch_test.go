@@ -224,3 +224,16 @@ func TestOneTaskAnObject(t *testing.T) {
 		t.Errorf("task %d at once: %v, want ErrUnavailable", maxTasks+1, err)
 	}
 }
+
+// TestWatchFollowsTheSession has another login, as when another call found the
+// session gone, while the watch's wait is not answered.
+func TestWatchFollowsTheSession(t *testing.T) {
+	v := startVCenter(t)
+	s := newSession(t, v.config(nil))
+	_, f := startWatch(t, s)
+	s.mu.Lock()
+	close(s.next)
+	s.next = make(chan struct{})
+	s.mu.Unlock()
+	f.until(t, "the inventory anew, in the other session", func() bool { return f.replaced > 1 })
+}
