@@ -33,7 +33,7 @@ var suites = []suite{
 	// budget is theirs, too.
 	{"lint", 60 * time.Minute, lintSteps},
 	{"unit", 15 * time.Minute, unitSteps},
-	{"suites", 24 * time.Minute, vmSteps},
+	{"suites", 30 * time.Minute, vmSteps},
 	{"e2e", 25 * time.Minute, e2eSteps},
 }
 
