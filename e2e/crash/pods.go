@@ -46,7 +46,13 @@ type kind struct {
 var kinds = []kind{
 	{"plain", func(*corev1.PodSpec) {}},
 	{"ready-exec", func(s *corev1.PodSpec) { s.Containers[0].ReadinessProbe = execProbe("test", "-e", "/tmp/up") }},
-	{"alive-exec", func(s *corev1.PodSpec) { s.Containers[0].LivenessProbe = execProbe("test", "-e", "/tmp/up") }},
+	{"alive-exec", func(s *corev1.PodSpec) {
+		// Without the startup probe the first liveness probe may come before the
+		// file, and the container, ready by then, is restarted as it should be.
+		c := &s.Containers[0]
+		c.LivenessProbe, c.StartupProbe = execProbe("test", "-e", "/tmp/up"), execProbe("test", "-e", "/tmp/up")
+		c.StartupProbe.FailureThreshold = 60
+	}},
 	{"ready-http", func(s *corev1.PodSpec) {
 		s.Containers = append(s.Containers, withWeb(func(c *corev1.Container) { c.ReadinessProbe = httpProbe() }))
 	}},
