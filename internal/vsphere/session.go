@@ -65,7 +65,8 @@ type Session struct {
 	mu         sync.Mutex
 	generation int // of logins; 0: none yet, or the last one was dropped
 	logins     int
-	next       chan struct{} // closed by the next login
+	newest     context.Context // ends with the next login
+	replace    context.CancelFunc
 	about      types.AboutInfo
 	user       string // of the last login
 	refused    time.Time
@@ -94,8 +95,9 @@ func NewSession(c Config) (*Session, error) {
 	t.DialTLSContext = nil // govmomi's heeds no deadline
 	t.DialContext = (&net.Dialer{Timeout: 20 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	t.MaxIdleConnsPerHost = maxInFlight
-	s := &Session{config: c, slots: make(chan struct{}, maxInFlight), holdOff: loginHoldOff, next: make(chan struct{})}
+	s := &Session{config: c, slots: make(chan struct{}, maxInFlight), holdOff: loginHoldOff}
 	s.client = &vim25.Client{Client: sc, RoundTripper: s}
+	s.newest, s.replace = context.WithCancel(context.Background())
 	return s, nil
 }
 
@@ -143,11 +145,11 @@ func (s *Session) Logins() int {
 	return s.logins
 }
 
-// nextLogin is closed when there is another login than now.
-func (s *Session) nextLogin() <-chan struct{} {
+// current lasts until there is another login than now.
+func (s *Session) current() context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.next
+	return s.newest
 }
 
 // Login logs in if that is needed.
@@ -181,8 +183,8 @@ func (s *Session) ensure(ctx context.Context, stale int) (int, error) {
 	}
 	s.logins++
 	s.generation = s.logins
-	close(s.next)
-	s.next = make(chan struct{})
+	s.replace()
+	s.newest, s.replace = context.WithCancel(context.Background())
 	return s.generation, nil
 }
 

@@ -129,7 +129,7 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 		return false, err
 	}
 	// A wait in a session that another call has found gone may never be answered.
-	defer whenNext(ctx, w.session.nextLogin(), func() { cancel(errSessionReplaced) })()
+	defer context.AfterFunc(w.session.current(), func() { cancel(errSessionReplaced) })()
 	if w.config.Setup != nil {
 		if err := w.config.Setup(ctx); err != nil {
 			return false, err
@@ -180,20 +180,6 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 
 // errSessionReplaced is why a watch begins anew.
 var errSessionReplaced = fmt.Errorf("vCenter dropped the session, and there is another: %w", errdefs.ErrUnavailable)
-
-// whenNext calls f when next is closed, until ctx ends or stop is called.
-func whenNext(ctx context.Context, next <-chan struct{}, f func()) (stop func()) {
-	stopped := make(chan struct{})
-	go func() {
-		select {
-		case <-next:
-			f()
-		case <-ctx.Done():
-		case <-stopped:
-		}
-	}()
-	return func() { close(stopped) }
-}
 
 // A pacer knows when the last answer came.
 type pacer struct{ last time.Time }

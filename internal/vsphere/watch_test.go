@@ -232,8 +232,8 @@ func TestWatchFollowsTheSession(t *testing.T) {
 	s := newSession(t, v.config(nil))
 	_, f := startWatch(t, s)
 	s.mu.Lock()
-	close(s.next)
-	s.next = make(chan struct{})
+	s.replace()
+	s.newest, s.replace = context.WithCancel(t.Context())
 	s.mu.Unlock()
 	f.until(t, "the inventory anew, in the other session", func() bool { return f.replaced > 1 })
 }
