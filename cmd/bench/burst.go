@@ -102,12 +102,6 @@ func (b *podBench) idle(ctx context.Context, uids map[string]string, all *result
 		if err != nil {
 			return err
 		}
-		if m.code > 0 {
-			if m.tables, err = translationTables(pid); err != nil {
-				return fmt.Errorf("TCG's tables in QEMU %d: %w", pid, err)
-			}
-			m.monitor -= m.tables
-		}
 		total, monitor, guest = append(total, m.monitor+m.guest), append(monitor, m.monitor), append(guest, m.guest)
 		code, tables = append(code, m.code), append(tables, m.tables)
 	}

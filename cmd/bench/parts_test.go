@@ -47,8 +47,8 @@ Pss:                4096 kB
 Size:             132000 kB
 Pss:                 512 kB
 `
-	m, err := readMemory(strings.NewReader(smaps))
-	if err != nil || m != (vmMemory{monitor: 1.5, code: 2, guest: 14}) {
+	maps, err := readMappings(strings.NewReader(smaps))
+	if m := sumOf(maps); err != nil || m != (vmMemory{monitor: 1.5, code: 2, guest: 14}) {
 		t.Errorf("%+v, %v", m, err)
 	}
 }

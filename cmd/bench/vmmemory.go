@@ -21,13 +21,25 @@ type vmMemory struct{ monitor, code, tables, guest float64 }
 // for RAM of a guest. QEMU's others of that size are arenas that are not backed.
 const guestMapping = 32 << 10
 
-func memoryOf(pid int) (vmMemory, error) {
-	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "smaps"))
+func memoryOf(pid int) (m vmMemory, err error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	f, err := os.Open(filepath.Join(dir, "smaps"))
 	if err != nil {
-		return vmMemory{}, err
+		return m, err
 	}
 	defer f.Close()
-	return readMemory(f)
+	maps, err := readMappings(f)
+	if err != nil {
+		return m, err
+	}
+	m = sumOf(maps)
+	if m.code > 0 {
+		if m.tables, err = translationTables(filepath.Join(dir, "mem"), maps); err != nil {
+			return m, fmt.Errorf("TCG's tables in QEMU %d: %w", pid, err)
+		}
+		m.monitor -= m.tables
+	}
+	return m, nil
 }
 
 // A mapping is one of a process's.
@@ -48,10 +60,8 @@ func (m mapping) guest() bool {
 	return !strings.Contains(m.perms, "x") && (strings.HasPrefix(m.name, "/memfd:") || m.kb() >= guestMapping && m.name != "[heap]")
 }
 
-// readMemory reads the format of /proc/PID/smaps.
-func readMemory(f io.Reader) (vmMemory, error) {
-	maps, err := readMappings(f)
-	var out vmMemory
+// sumOf is what mappings take; tables are in the monitor's part.
+func sumOf(maps []mapping) (out vmMemory) {
 	for _, m := range maps {
 		switch {
 		case m.code():
@@ -62,9 +72,10 @@ func readMemory(f io.Reader) (vmMemory, error) {
 			out.monitor += m.pss / 1024
 		}
 	}
-	return out, err
+	return out
 }
 
+// readMappings reads the format of /proc/PID/smaps.
 func readMappings(f io.Reader) (maps []mapping, err error) {
 	s := bufio.NewScanner(f)
 	for s.Scan() {
@@ -100,21 +111,11 @@ const (
 	bucketPointers = 24
 )
 
-// translationTables is how much of a QEMU's memory, in MiB, such nodes and
+// translationTables is how much of a QEMU's memory (/proc/PID/mem), in MiB, such nodes and
 // buckets are that hold something. Empty buckets are not counted, nor is what
 // lies between nodes, so that it is the least that these tables take.
-func translationTables(pid int) (float64, error) {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	f, err := os.Open(filepath.Join(dir, "smaps"))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	maps, err := readMappings(f)
-	if err != nil {
-		return 0, err
-	}
-	memory, err := os.Open(filepath.Join(dir, "mem"))
+func translationTables(mem string, maps []mapping) (float64, error) {
+	memory, err := os.Open(mem)
 	if err != nil {
 		return 0, err
 	}
