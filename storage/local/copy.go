@@ -6,13 +6,14 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"hash/crc32"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/holes"
 )
 
 // share gives f the blocks of src, where the host's file system can (XFS,
@@ -33,29 +34,24 @@ func (m *masters) share(f, src *os.File) bool {
 func copyData(src, dst *os.File) (string, error) {
 	h := sha256.New()
 	buf := make([]byte, copyBuffer)
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // nothing but a hole
-			return hex.EncodeToString(h.Sum(nil)[:16]), nil
-		}
-		if err != nil {
-			return "", fmt.Errorf("read %s: %w", src.Name(), err)
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return "", fmt.Errorf("read %s: %w", src.Name(), err)
-		}
-		for at = start; at < end; {
+	st, err := src.Stat()
+	if err != nil {
+		return "", err
+	}
+	err = holes.Data(src, st.Size(), func(at, end int64) error {
+		for at < end {
 			n, err := src.ReadAt(buf[:min(copyBuffer, end-at)], at)
 			if n == 0 && err != nil {
-				return "", fmt.Errorf("read %s: %w", src.Name(), err)
+				return fmt.Errorf("read %s: %w", src.Name(), err)
 			}
 			if err := copyBlocks(h, dst, buf[:n], at); err != nil {
-				return "", err
+				return err
 			}
 			at += int64(n)
 		}
-	}
+		return nil
+	})
+	return hex.EncodeToString(h.Sum(nil)[:16]), err
 }
 
 const (

@@ -198,7 +198,7 @@ func (m *masters) fill(ctx context.Context, f *os.File, dir string, class int64)
 	case err == nil:
 	case ctx.Err() != nil:
 		return "", ctx.Err()
-	case strings.Contains(string(out), syscall.ENOSPC.Error()):
+	case strings.Contains(strings.ToLower(string(out)), syscall.ENOSPC.Error()):
 		return "", syscall.ENOSPC
 	default:
 		return "", fmt.Errorf("%s: %w: %s", m.mkfs, err, strconv.Quote(strings.TrimSpace(string(out))))

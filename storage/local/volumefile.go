@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/holes"
 	"github.com/openatoll/atoll/storage"
 )
 
@@ -313,14 +314,14 @@ func copySparse(ctx context.Context, dst, src *os.File, progress func(done, tota
 		return err
 	}
 	done, total := int64(0), int64(0)
-	err = eachData(src, func(start, end int64) error {
+	err = holes.Data(src, st.Size(), func(start, end int64) error {
 		total += end - start
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return eachData(src, func(at, end int64) error {
+	return holes.Data(src, st.Size(), func(at, end int64) error {
 		for at < end {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -338,23 +339,4 @@ func copySparse(ctx context.Context, dst, src *os.File, progress func(done, tota
 		}
 		return nil
 	})
-}
-
-// eachData calls fn for the parts of a file that are no holes.
-func eachData(f *os.File, fn func(start, end int64) error) error {
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // nothing but a hole
-			return nil
-		}
-		if err != nil {
-			return &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
-		}
-		if at, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE); err != nil {
-			return &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
-		}
-		if err := fn(start, at); err != nil {
-			return err
-		}
-	}
 }

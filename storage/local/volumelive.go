@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openatoll/atoll/internal/failpoint"
+	"github.com/openatoll/atoll/internal/holes"
 	"github.com/openatoll/atoll/storage"
 )
 
@@ -104,8 +105,12 @@ func roomForCopy(root *os.Root, from *record) error {
 		return err
 	}
 	defer src.Close()
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
 	want := int64(0)
-	err = eachData(src, func(start, end int64) error {
+	err = holes.Data(src, st.Size(), func(start, end int64) error {
 		want += end - start
 		return nil
 	})

@@ -20,6 +20,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/holes"
 )
 
 const (
@@ -151,7 +153,7 @@ func (m *Maker) run(ctx context.Context, tool string, args []string, noise bool)
 		return nil
 	}
 	text := strings.TrimSpace(string(out))
-	if strings.Contains(text, unix.ENOSPC.Error()) {
+	if strings.Contains(strings.ToLower(text), unix.ENOSPC.Error()) {
 		err = errors.Join(err, unix.ENOSPC)
 	}
 	return fmt.Errorf("%s: %w: %s", tool, err, strconv.Quote(text[max(0, len(text)-512):]))
@@ -161,19 +163,8 @@ func (m *Maker) run(ctx context.Context, tool string, args []string, noise bool)
 // are zero; with noise those, too, if they were written.
 func eachExtent(f *os.File, size int64, noise bool, write func(int64, int64, []byte) error) error {
 	buf, zero := make([]byte, maxExtent), make([]byte, blockSize)
-	for at := int64(0); at < size; {
-		start, err := f.Seek(at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err := f.Seek(start, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		for at = start; at < end; {
+	return holes.Data(f, size, func(at, end int64) error {
+		for at < end {
 			b := buf[:min(int64(len(buf)), end-at)]
 			if _, err := f.ReadAt(b, at); err != nil && !errors.Is(err, io.EOF) {
 				return err
@@ -183,8 +174,8 @@ func eachExtent(f *os.File, size int64, noise bool, write func(int64, int64, []b
 			}
 			at += int64(len(b))
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // eachRun calls write with each run of blocks that are not all zero.

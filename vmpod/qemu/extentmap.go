@@ -2,12 +2,13 @@ package qemu
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/holes"
 )
 
 // QEMU is told which parts of a disk hold data by a bitmap, and takes one that it
@@ -16,32 +17,6 @@ import (
 
 // An extent is a part of a file, in bytes.
 type extent struct{ start, end int64 }
-
-// dataExtents are the parts of the first size bytes of a file that are no holes,
-// what is only in the page cache included. A file system that does not know
-// holes has one.
-func dataExtents(f *os.File, size int64) ([]extent, error) {
-	var found []extent
-	for at := int64(0); at < size; {
-		start, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		switch {
-		case errors.Is(err, unix.ENXIO): // nothing but a hole
-			return found, nil
-		case errors.Is(err, unix.EINVAL):
-			return []extent{{0, size}}, nil
-		case err != nil:
-			return nil, &os.PathError{Op: "seek", Path: f.Name(), Err: err}
-		}
-		if start >= size {
-			return found, nil
-		}
-		if at, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE); err != nil {
-			return nil, &os.PathError{Op: "seek", Path: f.Name(), Err: err}
-		}
-		found = append(found, extent{start, min(at, size)})
-	}
-	return found, nil
-}
 
 const (
 	mapClusterBits = 16
@@ -137,7 +112,11 @@ func writeExtentMap(w io.WriterAt, size int64, extents []extent) error {
 // extentMap is a file in memory with a map of the data in f, whose first size
 // bytes are a disk. It is open for reading.
 func extentMap(f *os.File, size int64) (*os.File, error) {
-	extents, err := dataExtents(f, size)
+	var extents []extent
+	err := holes.Data(f, size, func(start, end int64) error {
+		extents = append(extents, extent{start, end})
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}

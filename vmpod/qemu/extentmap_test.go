@@ -5,36 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 )
-
-func TestDataExtents(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatal(err)
-	}
-	want := []extent{{1 << 20, 1<<20 + 4096}, {8 << 20, 9 << 20}}
-	for _, x := range want {
-		if _, err := f.WriteAt(make([]byte, x.end-x.start), x.start); err != nil { // not synced
-			t.Fatal(err)
-		}
-	}
-	if got, err := dataExtents(f, 64<<20); err != nil || !slices.Equal(got, want) {
-		t.Errorf("extents = %v, %v; want %v", got, err, want)
-	}
-	want = []extent{want[0], {8 << 20, 8<<20 + 512}}
-	if got, err := dataExtents(f, 8<<20+512); err != nil || !slices.Equal(got, want) {
-		t.Errorf("extents of a part = %v, %v; want %v", got, err, want)
-	}
-	if got, err := dataExtents(f, 1<<20); err != nil || len(got) != 0 {
-		t.Errorf("extents of a hole = %v, %v", got, err)
-	}
-}
 
 // TestExtentMap has QEMU's own tools judge the map, and read it: a qcow2 file
 // whose bitmap says what an NBD server is to call dirty.

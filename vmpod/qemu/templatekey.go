@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/openatoll/atoll/internal/holes"
 	"github.com/openatoll/atoll/vmpod"
 	"github.com/openatoll/atoll/vmpod/agentapi"
 )
@@ -160,23 +161,11 @@ func digestOf(f *os.File) (string, error) {
 	}
 	h := sha256.New()
 	buf, zeros := make([]byte, 1<<20), make([]byte, 4096)
-	for at := int64(0); at < st.Size(); {
-		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		if err != nil {
-			return "", os.NewSyscallError("lseek", err)
-		}
-		to, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return "", os.NewSyscallError("lseek", err)
-		}
-		from -= from % int64(len(zeros))
-		for at = from; at < to; {
+	err = holes.Data(f, st.Size(), func(from, to int64) error {
+		for at := from - from%int64(len(zeros)); at < to; {
 			n, err := f.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
 			if n == 0 {
-				return "", err
+				return err
 			}
 			for i := 0; i < n; i += len(zeros) {
 				page := buf[i:min(i+len(zeros), n)]
@@ -187,6 +176,10 @@ func digestOf(f *os.File) (string, error) {
 			}
 			at += int64(n)
 		}
+		return nil
+	})
+	if err != nil {
+		return "", err
 	}
 	h.Write(binary.LittleEndian.AppendUint64(nil, uint64(st.Size())))
 	return hex.EncodeToString(h.Sum(nil)), nil

@@ -12,6 +12,8 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/openatoll/atoll/internal/holes"
 )
 
 // diskFiles are the disks in the datastores' directories: DIR/fcd/ID.vmdk is
@@ -157,25 +159,10 @@ func copySparse(to, from string, size int64) (err error) {
 		return err
 	}
 	defer in.Close()
-	for at := int64(0); ; {
-		data, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		hole, err := unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if hole = min(hole, size); data >= hole {
-			return nil
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data)); err != nil {
-			return err
-		}
-		at = hole
-	}
+	return holes.Data(in, size, func(start, end int64) error {
+		_, err := io.Copy(io.NewOffsetWriter(out, start), io.NewSectionReader(in, start, end-start))
+		return err
+	})
 }
 
 func fileFault(err error, datastore string) types.BaseMethodFault {
