@@ -124,7 +124,7 @@ critest: bin/spherelet guest ## upstream's CRI suite against the runtime alone; 
 	@DEPS=critest deploy/deps.sh
 	@$(GO) run ./e2e/critest -table docs/critest.md $(if $(FOCUS),-focus '$(FOCUS)')
 
-e2e-storage: build ## upstream's external storage suite, two hours when emulated; writes docs/e2e-storage.md (FOCUS=…, CONTINUE=1 adds what has no result, TIMEOUT=3h)
+e2e-storage: build ## upstream's external storage suite, 20 minutes when emulated on 2 CPUs; writes docs/e2e-storage.md (FOCUS=…, CONTINUE=1 adds what has no result, TIMEOUT=3h)
 	@$(GO) run ./e2e/storage -table docs/e2e-storage.md $(if $(FOCUS),-focus '$(FOCUS)') $(if $(CONTINUE),-continue) $(if $(TIMEOUT),-timeout $(TIMEOUT))
 
 crash: build ## kill spherelet 100 times while pods run (25 min at most); writes docs/crash.md, build/crash.json
