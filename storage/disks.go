@@ -26,7 +26,8 @@ import (
 //	ErrOutOfRange          a size that no datastore of the policy can ever give,
 //	                       or that is smaller than the source
 //	ErrResourceExhausted   no room now
-//	ErrFailedPrecondition  in use: by a VM (HeldError), or by what was made from it
+//	ErrFailedPrecondition  in use: by a VM (HeldError; HeldElsewhereError if another
+//	                       host could), or by what was made from it
 //	ErrAborted             what was asked for is under way, and goes on: the same
 //	                       call later finds it done, or says how far it is
 //	ErrDataLoss            a file or record that is not what it should be;

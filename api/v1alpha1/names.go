@@ -118,9 +118,12 @@ const (
 	// the supervisor cares for, in the place of a node's name. No node is called
 	// so: it has a capital.
 	ContentOfVCenter = "vCenter."
-	// ClaimRefused is a condition of a claim that waits for its first pod: the
-	// node that was selected for it makes no volume and says why. While it is
-	// True no node makes one; the supervisor has the scheduler select again, and
-	// takes it away.
+	// ClaimRefused is a condition of a claim that waits for its first pod, or that
+	// begins as another one: the node that was selected for it makes no volume and
+	// says why. While it is True no node makes one; the supervisor has the scheduler
+	// select again, or selects the node that the reason names, and takes it away.
 	ClaimRefused = "atoll.dev/Refused"
+	// ClaimOfNode and the name of a node are the reason of ClaimRefused where that
+	// node alone can make the volume: its pod writes to the source.
+	ClaimOfNode = "OnNode."
 )

@@ -61,7 +61,7 @@ func (x *Disks) copyLive(ctx context.Context, d *datastore, root *os.Root, to di
 	case u.lease == nil:
 		return fmt.Errorf("a QEMU writes to it that no lease speaks of, and the file system of datastore %s cannot share blocks (XFS and btrfs can): end that VM: %w", d.Name, errdefs.ErrFailedPrecondition)
 	case u.lease.Holder.Host != x.cfg.Host:
-		return fmt.Errorf("%s writes to it, which that host alone could copy, and the file system of datastore %s cannot share blocks (XFS and btrfs can): detach the volume first: %w", u.lease.Holder, d.Name, errdefs.ErrFailedPrecondition)
+		return &storage.HeldElsewhereError{Holder: u.lease.Holder, Datastore: d.Name}
 	case x.cfg.Live == nil:
 		return fmt.Errorf("a VM writes to it, and the file system of datastore %s cannot share blocks (XFS and btrfs can): detach the volume first: %w", d.Name, errdefs.ErrFailedPrecondition)
 	}

@@ -251,17 +251,41 @@ func TestCopyFails(t *testing.T) {
 	}
 }
 
-// TestCopyOfAnotherHostsVM: only the host that runs the VM can.
+// TestCopyOfAnotherHostsVM: only the host that runs the VM can, which any other one
+// names. What that host then makes is what the other one was asked for.
 func TestCopyOfAnotherHostsVM(t *testing.T) {
-	base := scratch(t)
-	d, _ := openLive(t, testConfig(t, base, "node-a", storage.FormatRaw))
-	other, _ := openLive(t, testConfig(t, base, "node-b", storage.FormatRaw))
-	v := live(t, d, "anywhere")
-	if _, err := other.Snapshot(t.Context(), v.ID, "snap", nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "node-a") {
-		t.Errorf("snapshot by another host: %v", err)
-	}
-	if _, err := d.Snapshot(t.Context(), v.ID, "snap", nil); err != nil {
-		t.Error(err)
+	for _, format := range []string{storage.FormatRaw, storage.FormatQCOW2} {
+		base := scratch(t)
+		d, _ := openLive(t, testConfig(t, base, "node-a", format))
+		other, vms := openLive(t, testConfig(t, base, "node-b", format))
+		v := live(t, d, "anywhere")
+		before := files(t, d)
+		snapshot := func(d *Disks) (string, error) {
+			s, err := d.Snapshot(t.Context(), v.ID, "snap", nil)
+			return s.ID, err
+		}
+		clone := func(d *Disks) (string, error) {
+			c, err := d.Create(t.Context(), storage.Claim{Name: "clone", Policy: "anywhere", Source: &storage.Source{VolumeID: v.ID}})
+			return c.ID, err
+		}
+		for what, do := range map[string]func(*Disks) (string, error){"snapshot": snapshot, "clone": clone} {
+			_, err := do(other)
+			if held := new(storage.HeldElsewhereError); !errdefs.IsFailedPrecondition(err) || !errors.As(err, &held) || held.Holder != holder("node-a") {
+				t.Errorf("%s %s by another host: %v", format, what, err)
+			}
+		}
+		if after := files(t, d); vms.calls.Load() != 0 || fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("%s: %d copies by the other host; files were %q, are %q", format, vms.calls.Load(), before, after)
+		}
+		for what, do := range map[string]func(*Disks) (string, error){"snapshot": snapshot, "clone": clone} {
+			made, err := do(d)
+			if err != nil {
+				t.Fatalf("%s %s: %v", format, what, err)
+			}
+			if found, err := do(other); err != nil || found != made {
+				t.Errorf("%s %s by another host when it is there: %s, not %s (err %v)", format, what, found, made, err)
+			}
+		}
 	}
 }
 

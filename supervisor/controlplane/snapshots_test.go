@@ -40,7 +40,7 @@ func TestSnapshots(t *testing.T) {
 	cfg := testConfig(t)
 	s := startServer(t, cfg)
 	config := restFrom(t, cfg.Kubeconfig())
-	k := &snapshotTest{admin: clientFrom(t, config), config: config, kinds: kindsFrom(t, config), stores: map[string]string{}, small: map[string]string{}, disks: map[string]storage.Disks{}}
+	k := &snapshotTest{admin: clientFrom(t, config), config: config, kinds: kindsFrom(t, config), stores: map[string]string{}, small: map[string]string{}, disks: map[string]storage.Disks{}, shared: smallStore(t, t.TempDir())}
 	for _, name := range []string{"n1", "n2"} {
 		k.node(t, name)
 	}
@@ -51,9 +51,11 @@ func TestSnapshots(t *testing.T) {
 	t.Run("bound at once", k.boundAtOnce)
 	t.Run("scheduled again", k.scheduledAgain)
 	t.Run("in use", k.inUse)
+	t.Run("in use on another node", k.inUseElsewhere)
 	t.Run("bad input", k.badInput)
 	t.Run("kept and brought back", k.preProvisioned)
 	t.Run("what a node may", k.nodesRights)
+	t.Run("what a node may hand over", k.handOverRights)
 	t.Run("what users may", k.usersRights)
 	s.stop(t)
 }
@@ -65,6 +67,7 @@ type snapshotTest struct {
 	stores map[string]string // directories of the nodes' datastores
 	small  map[string]string // those of a few MiB
 	disks  map[string]storage.Disks
+	shared string // the directory of the datastore that both nodes have
 }
 
 func kindsFrom(t *testing.T, c *rest.Config) *snapshotclient.Clientset {
@@ -108,9 +111,10 @@ func (k *snapshotTest) node(t *testing.T, name string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	small := smallStore(t, dir)
-	disks, err := local.OpenDisks(ctx, local.DisksConfig{Host: name, StateDir: filepath.Join(dir, "state"), Datastores: []local.Datastore{
+	disks, err := local.OpenDisks(ctx, local.DisksConfig{Host: name, StateDir: filepath.Join(dir, "state"), Live: vmsOf(name), Datastores: []local.Datastore{
 		{Name: "store", Path: store, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "atoll-local"}}}},
 		{Name: "small", Path: small, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "small"}}}},
+		{Name: "shared", Path: k.shared, Shared: true, Policies: []local.DatastorePolicy{{Policy: storage.Policy{Name: "shared"}}}},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -463,7 +467,7 @@ func (k *snapshotTest) nodesRights(t *testing.T) {
 	allowed(t, "its own status", patch("n1", `{"status":{"restoreSize":5}}`, "status"))
 	refused(t, "another's status", patch("n2", `{"status":{"restoreSize":5}}`, "status"), `cared for by node "n1"`, "system:node:n2")
 	refused(t, "to take what is another's", patch("n2", `{"metadata":{"labels":{"`+managedBy+`":"n2"}}}`), `cared for by node "n1"`)
-	refused(t, "to give it away", patch("n1", `{"metadata":{"labels":{"`+managedBy+`":"n2"}}}`), "cared for")
+	refused(t, "to give away what is taken", patch("n1", `{"metadata":{"labels":{"`+managedBy+`":"n2"}}}`), `node "n1" hands over to another node, not to "n2", what is not taken yet`)
 	refused(t, "another policy", patch("n1", `{"spec":{"deletionPolicy":"Retain"}}`), "not which one it is")
 	refused(t, "a group", patch("n1", `{"status":{"volumeGroupSnapshotHandle":"g"}}`, "status"), "no groups of snapshots")
 }

@@ -3,7 +3,9 @@
 // annotation volume.kubernetes.io/selected-node, which it heeds:
 //
 //   - A claim that begins as a snapshot or as another claim can be made where its
-//     source is, and nowhere else (placement.go).
+//     source is, and nowhere else (placement.go); of several such nodes on the one
+//     that writes to the source, when another says that this alone can copy it
+//     (reschedule.go).
 //   - A claim that begins empty, of a class that binds at once, has no pod by which
 //     the scheduler would select a node: it gets the one with most room, by what
 //     nodes say in CSIStorageCapacity objects (room.go).
@@ -187,6 +189,9 @@ func (p *Placer) place(ctx context.Context, key string) error {
 		p.Events.Event(claim, corev1.EventTypeWarning, "NotPlaced", fmt.Sprintf(
 			"%s is of a disk in vCenter, and StorageClass %s makes volumes on nodes: name a StorageClass of one of vCenter's policies, as that of its volume", sourceOf(claim), class.Name))
 		return nil
+	}
+	if said := refusal(claim); said != nil && client.IgnoreNotFound(err) == nil {
+		return p.handOver(ctx, key, claim, nodes, said.Reason)
 	}
 	if err != nil || len(nodes) == 0 {
 		return client.IgnoreNotFound(err) // looked at again when the source changes

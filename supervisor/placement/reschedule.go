@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -84,10 +85,34 @@ func (p *Placer) reschedule(ctx context.Context, key string, claim *corev1.Persi
 	if _, err := p.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	maps.DeleteFunc(p.again, func(_ string, r rescheduling) bool { return p.now().Sub(r.last) > forgetAfter })
-	p.again[key] = rescheduling{p.again[key].times + 1, p.now()}
+	p.taken(key)
 	p.Events.Event(claim, corev1.EventTypeWarning, "Rescheduled", fmt.Sprintf("node %s makes no volume, the scheduler selects again: %s", selected, why))
 	p.Log.Info("a claim is scheduled again", "namespace", claim.Namespace, "claim", claim.Name, "node", selected, "reason", why)
+	return p.heard(ctx, claim)
+}
+
+// taken counts that a claim was taken from a node.
+func (p *Placer) taken(key string) {
+	maps.DeleteFunc(p.again, func(_ string, r rescheduling) bool { return p.now().Sub(r.last) > forgetAfter })
+	p.again[key] = rescheduling{p.again[key].times + 1, p.now()}
+}
+
+// handOver gives a claim that begins as another one to the node which that of the
+// claim has named as the only one that can copy the source, if it is one of those
+// that reach it. The node's word comes last: until it is taken away no node makes a
+// volume. If it names none of them, the claim's own node tries again.
+func (p *Placer) handOver(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim, nodes []string, reason string) error {
+	node, named := strings.CutPrefix(reason, v1alpha1.ClaimOfNode)
+	if named && slices.Contains(nodes, node) && claim.Annotations[storagehelpers.AnnSelectedNode] != node {
+		if left := p.again[key].left(p.now()); left > 0 {
+			p.queue.AddAfter(key, left)
+			return nil
+		}
+		if err := p.selectNode(ctx, claim, node, "PlacedBySource", fmt.Sprintf("the volume is made on node %s, whose pod writes to %s: it alone can copy that", node, sourceOf(claim))); err != nil {
+			return err
+		}
+		p.taken(key)
+	}
 	return p.heard(ctx, claim)
 }
 

@@ -161,8 +161,8 @@ func (a *auditController) tell(pv *corev1.PersistentVolume, was string, c storag
 }
 
 // works says whether another node is there and ready.
-func (a *auditController) works(ctx context.Context, name string) (bool, error) {
-	node, err := a.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+func (g *group) works(ctx context.Context, name string) (bool, error) {
+	node, err := g.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return false, ignoreNotFound(err)
 	}

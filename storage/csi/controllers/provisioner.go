@@ -108,7 +108,7 @@ func (p *provisioner) ShouldDelete(_ context.Context, pv *corev1.PersistentVolum
 // Provision makes a volume and the PersistentVolume of it.
 func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	if p.refusals.stands(o.PVC) {
-		return nil, controller.ProvisioningFinished, &controller.IgnoredError{Reason: "the scheduler is to select another node"}
+		return nil, controller.ProvisioningFinished, &controller.IgnoredError{Reason: "another node is to be selected"}
 	}
 	req, err := p.request(ctx, o)
 	if err != nil {

@@ -16,23 +16,25 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/openatoll/atoll/api/v1alpha1"
+	atollcsi "github.com/openatoll/atoll/storage/csi"
 )
 
 // lostAfter is how long a datastore does not answer before a claim that waits for
 // it is given back: a mount may come a moment later than the node.
 const lostAfter = 10 * time.Second
 
-// Reasons of v1alpha1.ClaimRefused.
+// Reasons of v1alpha1.ClaimRefused, beside v1alpha1.ClaimOfNode.
 const (
 	reasonNoRoom = "NoRoom"
 	reasonLost   = "DatastoreUnavailable"
 )
 
-// refusals give claims back to the scheduler whose volumes this node cannot make
-// although it was selected. Upstream's provisioner takes the annotation
-// selected-node away itself, which a node may not; so the node says it by a
-// condition of the claim, and the supervisor does it. From then on the node makes
-// no volume of the claim, even if it could again: there would be two.
+// refusals give claims back whose volumes this node cannot make although it was
+// selected: to the scheduler, or to the node that alone can copy their source.
+// Upstream's provisioner takes the annotation selected-node away itself, which a node
+// may not; so the node says it by a condition of the claim, and the supervisor does
+// it. From then on the node makes no volume of the claim, even if it could again:
+// there would be two.
 type refusals struct {
 	*group
 	mu sync.Mutex
@@ -84,22 +86,30 @@ func (r *refusals) stands(claim *corev1.PersistentVolumeClaim) bool {
 // consider refuses the claim of an attempt that failed, if another node might do
 // better and this one has made nothing. It tells whether it did.
 func (r *refusals) consider(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, failed error) bool {
-	if r == nil || !waitsForPod(class) || claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil {
+	if r == nil {
 		return false
 	}
-	reason := r.judge(claim.UID, status.Code(failed))
+	reason := ""
+	if node := atollcsi.HeldBy(failed); node != "" {
+		if works, err := r.works(ctx, node); err != nil || !works {
+			return false // its volume may be free before the node is back
+		}
+		reason = v1alpha1.ClaimOfNode + node
+	} else if waitsForPod(class) && claim.Spec.DataSource == nil && claim.Spec.DataSourceRef == nil {
+		reason = r.judge(claim.UID, status.Code(failed))
+	}
 	if reason == "" {
 		return false
 	}
-	// The scheduler shall see what this node sees before it selects again.
+	// Whoever selects again shall see what this node sees.
 	if err := r.capacity.publish(ctx); err != nil {
 		r.Logger.Warn("room for volumes could not be published; trying again", "err", err)
 	}
 	if err := r.write(ctx, claim, reason, status.Convert(failed).Message()); err != nil {
-		r.Logger.Warn("a claim could not be given back to the scheduler; trying again", "namespace", claim.Namespace, "claim", claim.Name, "err", err)
+		r.Logger.Warn("a claim could not be given back; trying again", "namespace", claim.Namespace, "claim", claim.Name, "err", err)
 		return false
 	}
-	r.Logger.Info("a claim is given back to the scheduler", "namespace", claim.Namespace, "claim", claim.Name, "reason", reason, "err", failed)
+	r.Logger.Info("a claim is given back", "namespace", claim.Namespace, "claim", claim.Name, "reason", reason, "err", failed)
 	return true
 }
 

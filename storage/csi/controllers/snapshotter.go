@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/util/workqueue"
+
+	atollcsi "github.com/openatoll/atoll/storage/csi"
 )
 
 const (
@@ -67,6 +69,7 @@ type snapshotting struct {
 	// mine are the contents with the keeper's label, others those that lack it.
 	mine, others, classes snapshotinformers.SharedInformerFactory
 	adopter               *adopter
+	handover              *handover
 	calls                 *snapshotter
 	controller            interface {
 		Run(workers int, stop <-chan struct{}, wg *sync.WaitGroup)
@@ -86,7 +89,8 @@ func newSnapshotting(g *group, client snapshotclient.Interface, keeper string) *
 		others = ContentKeeper + "!=" + keeper
 	}
 	s := &snapshotting{group: g, keeper: keeper, mine: factory(ContentKeeper + "=" + keeper), others: factory(others), classes: factory("")}
-	s.calls = &snapshotter{group: g, keeper: keeper, contents: s.mine.Snapshot().V1().VolumeSnapshotContents().Lister()}
+	s.handover = newHandover(g, s.mine.Snapshot().V1().VolumeSnapshotContents())
+	s.calls = &snapshotter{group: g, keeper: keeper, contents: s.mine.Snapshot().V1().VolumeSnapshotContents().Lister(), handover: s.handover}
 	const wholeUID, withMetadata, withGroups = -1, true, false
 	s.controller = sidecar.NewCSISnapshotSideCarController(
 		client, g.client, g.Driver,
@@ -112,6 +116,7 @@ func (s *snapshotting) run(ctx context.Context) {
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { s.adopter.run(ctx) })
+	parts.Go(func() { s.handover.run(ctx) })
 	s.controller.Run(snapshotWorkers, ctx.Done(), &sync.WaitGroup{})
 	parts.Wait()
 }
@@ -122,6 +127,7 @@ type snapshotter struct {
 	*group
 	keeper   string
 	contents snapshotlisters.VolumeSnapshotContentLister
+	handover *handover
 
 	mu    sync.Mutex
 	ctx   context.Context // while calls may be made; else nil
@@ -174,6 +180,7 @@ func (s *snapshotter) CreateSnapshot(ctx context.Context, name, volume string, p
 	err = s.call(ctx, func(ctx context.Context) error {
 		resp, err := s.controller.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volume, Parameters: parameters, Secrets: secrets})
 		snap = resp.GetSnapshot()
+		s.handover.tried(parameters[utils.PrefixedVolumeSnapshotContentNameKey], atollcsi.HeldBy(err))
 		if status.Code(err) == codes.ResourceExhausted {
 			// Upstream takes it for one that may yet be made, and would let its
 			// VolumeSnapshot go no sooner than there is room.
