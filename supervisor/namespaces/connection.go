@@ -104,6 +104,16 @@ func (c *connection) settling(now time.Time) bool {
 	return now.Sub(since) < settleTime && !vcenter.Health().Connected
 }
 
+// awaitSettled is settling, for a namespace, which is looked at when that is over.
+// A new connection may also have been there and be lost again.
+func (c *connection) awaitSettled(now time.Time) bool {
+	if !c.settling(now) {
+		return false
+	}
+	c.await() // before the question, or its return might be missed
+	return c.settling(now)
+}
+
 // missing is the API server's answer to whether there is a Supervisor.
 func (c *connection) missing(ctx context.Context) error {
 	return c.live.Get(ctx, client.ObjectKey{Name: v1alpha1.SupervisorName}, &v1alpha1.Supervisor{})

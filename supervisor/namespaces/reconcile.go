@@ -135,7 +135,7 @@ func (p *pass) sync(ctx context.Context) (reconcile.Result, error) {
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if p.conn.settling(p.now()) {
+	if p.conn.awaitSettled(p.now()) {
 		// After a start: every namespace would be written twice.
 		return reconcile.Result{}, nil
 	}
