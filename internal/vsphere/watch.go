@@ -128,14 +128,20 @@ func (w *Watch) once(ctx context.Context) (synced bool, err error) {
 	if err := w.session.Login(ctx); err != nil {
 		return false, err
 	}
-	// A wait in a session that another call has found gone may never be answered.
-	defer context.AfterFunc(w.session.current(), func() { cancel(errSessionReplaced) })()
 	if w.config.Setup != nil {
 		if err := w.config.Setup(ctx); err != nil {
 			return false, err
 		}
 	}
-	pc, views, err := w.create(ctx)
+	made, err := methods.CreatePropertyCollector(ctx, w.session, &types.CreatePropertyCollector{This: w.session.client.ServiceContent.PropertyCollector})
+	if err != nil {
+		return false, Error("watch vCenter "+w.session.Address(), err)
+	}
+	pc := made.Returnval
+	// A wait in a session that another call has found gone may never be answered.
+	// The calls before were made in a new one where the old one was gone.
+	defer context.AfterFunc(w.session.current(), func() { cancel(errSessionReplaced) })()
+	views, err := w.create(ctx, pc)
 	if err != nil {
 		return false, Error("watch vCenter "+w.session.Address(), err)
 	}
@@ -224,25 +230,20 @@ func (w *Watch) pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// create makes the collector and its two views, of the inventory and of tasks.
-func (w *Watch) create(ctx context.Context) (pc types.ManagedObjectReference, views []types.ManagedObjectReference, err error) {
+// create makes the collector's two views, of the inventory and of tasks.
+func (w *Watch) create(ctx context.Context, pc types.ManagedObjectReference) (views []types.ManagedObjectReference, err error) {
 	content := w.session.client.ServiceContent
-	made, err := methods.CreatePropertyCollector(ctx, w.session, &types.CreatePropertyCollector{This: content.PropertyCollector})
-	if err != nil {
-		return pc, nil, err
-	}
-	pc = made.Returnval
 	inventory, err := methods.CreateContainerView(ctx, w.session, &types.CreateContainerView{
 		This: *content.ViewManager, Container: content.RootFolder, Recursive: true,
 		Type: slices.Sorted(maps.Keys(w.config.Types)),
 	})
 	if err != nil {
-		return pc, nil, err
+		return nil, err
 	}
 	views = append(views, inventory.Returnval)
 	tasks, err := methods.CreateListView(ctx, w.session, &types.CreateListView{This: *content.ViewManager})
 	if err != nil {
-		return pc, views, err
+		return views, err
 	}
 	views = append(views, tasks.Returnval)
 	for _, spec := range []types.PropertyFilterSpec{
@@ -250,10 +251,10 @@ func (w *Watch) create(ctx context.Context) (pc types.ManagedObjectReference, vi
 		filter(views[1], "ListView", map[string][]string{"Task": {"info.state", "info.error", "info.result"}}),
 	} {
 		if _, err := methods.CreateFilter(ctx, w.session, &types.CreateFilter{This: pc, Spec: spec}); err != nil {
-			return pc, views, err
+			return views, err
 		}
 	}
-	return pc, views, nil
+	return views, nil
 }
 
 // filter reads the properties of what a view holds, and nothing of the view.

@@ -237,3 +237,18 @@ func TestWatchFollowsTheSession(t *testing.T) {
 	s.mu.Unlock()
 	f.until(t, "the inventory anew, in the other session", func() bool { return f.replaced > 1 })
 }
+
+// A watch whose session was dropped logs in itself, which is no reason to begin
+// once more.
+func TestWatchLogsInAgain(t *testing.T) {
+	v := startVCenter(t)
+	s := newSession(t, v.config(nil))
+	_, f := startWatch(t, s)
+	v.dropSessions(t)
+	f.until(t, "the inventory anew, in a new session", func() bool { return f.replaced > 1 })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.lost) != 1 || s.Logins() != 2 {
+		t.Errorf("lost %d times (%v), %d logins", len(f.lost), f.lost, s.Logins())
+	}
+}
