@@ -160,20 +160,6 @@ func (a *auditController) tell(pv *corev1.PersistentVolume, was string, c storag
 	a.Logger.Info("compliance of a volume has changed", "volume", pv.Spec.CSI.VolumeHandle, "pv", pv.Name, "was", was, "is", c.State, "reason", c.Message)
 }
 
-// works says whether another node is there and ready.
-func (g *group) works(ctx context.Context, name string) (bool, error) {
-	node, err := g.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return false, ignoreNotFound(err)
-	}
-	for _, c := range node.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue, nil
-		}
-	}
-	return false, nil
-}
-
 // judge asks the back end, and does not wait for a datastore that hangs.
 func (a *auditController) judge(ctx context.Context, id string) storage.Compliance {
 	datastore, _, _ := strings.Cut(id, ".")

@@ -75,10 +75,10 @@ func (h *handover) named(content string) string {
 }
 
 // between: the last try has ended without a snapshot, and upstream's controller has
-// written so; a next one has not begun, and the content is to stay.
+// written so; a next one has not begun.
 func between(c *snapshotv1.VolumeSnapshotContent) bool {
 	_, trying := c.Annotations[utils.AnnVolumeSnapshotBeingCreated]
-	return !trying && c.DeletionTimestamp == nil && c.Status != nil && c.Status.Error != nil && c.Status.SnapshotHandle == nil && c.Status.CreationTime == nil
+	return !trying && c.Status != nil && c.Status.Error != nil && c.Status.SnapshotHandle == nil && c.Status.CreationTime == nil
 }
 
 // give hands a content over, if its time has come. While the other node does not
@@ -86,8 +86,8 @@ func between(c *snapshotv1.VolumeSnapshotContent) bool {
 func (h *handover) give(ctx context.Context, name string) error {
 	node := h.named(name)
 	c, err := h.contents.Lister().Get(name)
-	if node == "" || apierrors.IsNotFound(err) {
-		h.tried(name, "")
+	if node == "" || apierrors.IsNotFound(err) || err == nil && c.DeletionTimestamp != nil {
+		h.tried(name, "") // nothing is kept of what goes
 		return nil
 	}
 	if err != nil || !between(c) {
