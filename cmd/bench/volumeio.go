@@ -166,7 +166,7 @@ func (b *podBench) volumeTurns(ctx context.Context, name string, raw *rawGuest, 
 	for f, of := range volumeFigures {
 		all.add("raw_"+of.name, of.unit, theirs[f])
 		all.add("vol_"+of.name+"_rate", of.unit, ours[f])
-		// Of the two of a turn, which had the same neighbours.
+		// Of those of a turn, which had the same neighbours.
 		all.add("vol_"+of.name, "x", ratios[f]).least(0.95)
 	}
 	return nil
